@@ -1,0 +1,133 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/manifest"
+)
+
+func (p *Pods) exits(u manifest.UUID) (map[string]Exit, error) {
+	exits := map[string]Exit{}
+	err := readJSON(p.Path(u, exitFile), &exits)
+	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errBroken) {
+		return map[string]Exit{}, nil
+	}
+	return exits, err
+}
+
+// WriteExit records how an app ended. The first record of an app stays: it is
+// written once, whoever comes later.
+func (d *Dir) WriteExit(app string, e Exit) error {
+	exits, err := d.pods.exits(d.uuid)
+	if err != nil {
+		return err
+	}
+	if _, there := exits[app]; there {
+		return nil
+	}
+	exits[app] = e
+	return writeJSON(d.Path(exitFile), exits, d.record.Owner != OwnerCRI)
+}
+
+// DropExits forgets the exit records of a start that was undone before any
+// process of the pod ran.
+func (d *Dir) DropExits() error { return removeFile(d.Path(exitFile)) }
+
+// WriteStarted says that an app's process runs.
+func (d *Dir) WriteStarted(app string, s Started) error {
+	return writeJSON(d.pods.AppRunPath(d.uuid, app, startedFile), s, false)
+}
+
+// SetReady says that the sandbox is up: written last, removed first.
+func (d *Dir) SetReady() error { return writeFile(d.RunPath(readyFile), nil, false) }
+
+// ClearReady says that the sandbox is not up any more. It needs no lock: removing
+// is all that may happen to the file besides.
+func (p *Pods) ClearReady(u manifest.UUID) error { return removeFile(p.RunPath(u, readyFile)) }
+
+// WriteResources keeps the resources that were set after the start, in the words
+// of whoever sets and reads them.
+func (d *Dir) WriteResources(v any) error { return writeJSON(d.Path(resourcesFile), v, false) }
+
+// Resources reads what WriteResources wrote into v; ErrNotFound if it never did.
+func (p *Pods) Resources(u manifest.UUID, v any) error {
+	return readJSON(p.Path(u, resourcesFile), v)
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove: %w", err)
+	}
+	return nil
+}
+
+// Intent says what will be made outside of the pod's directory, before it is
+// made. Undo reads what was said, not what was meant.
+type Intent struct {
+	Kind string          `json:"kind"`
+	Data json.RawMessage `json:"data"`
+}
+
+// NewIntent encodes what will be made.
+func NewIntent(kind string, data any) (Intent, error) {
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return Intent{}, fmt.Errorf("intent %s: %w", kind, err)
+	}
+	return Intent{Kind: kind, Data: raw}, nil
+}
+
+// Intend adds intents, in the order in which they will be carried out.
+func (d *Dir) Intend(more ...Intent) error {
+	have, err := d.Intents()
+	if err != nil {
+		return err
+	}
+	return writeJSON(d.Path(intentsFile), append(have, more...), d.record.Owner != OwnerCRI)
+}
+
+// Intents are those that were not confirmed undone, oldest first.
+func (d *Dir) Intents() ([]Intent, error) {
+	var have []Intent
+	err := readJSON(d.Path(intentsFile), &have)
+	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errBroken) {
+		return nil, nil
+	}
+	return have, err
+}
+
+// Undone keeps only those intents that are not yet confirmed gone.
+func (d *Dir) Undone(left []Intent) error {
+	if len(left) == 0 {
+		return removeFile(d.Path(intentsFile))
+	}
+	return writeJSON(d.Path(intentsFile), left, d.record.Owner != OwnerCRI)
+}
+
+// MakeRunDir makes the pod's run directory and those of its apps. It comes before
+// the move to run: a pod in run without a run directory is of another boot.
+func (d *Dir) MakeRunDir() error {
+	for _, a := range d.record.Apps {
+		for _, sub := range []string{"bundle", "rootfs", "exit"} {
+			if err := os.MkdirAll(d.pods.AppRunPath(d.uuid, a.Name, sub), 0o711); err != nil {
+				return fmt.Errorf("make run directory of pod %s: %w", d.uuid, wrapSpace(err))
+			}
+		}
+	}
+	if err := os.MkdirAll(d.RunPath("ns"), 0o711); err != nil {
+		return fmt.Errorf("make run directory of pod %s: %w", d.uuid, wrapSpace(err))
+	}
+	return nil
+}
+
+// RemoveRunDir removes what the run directory holds, once nothing is mounted in it.
+func (d *Dir) RemoveRunDir() error {
+	if err := os.RemoveAll(d.RunPath()); err != nil {
+		return fmt.Errorf("remove run directory of pod %s: %w", d.uuid, err)
+	}
+	return nil
+}

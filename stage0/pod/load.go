@@ -1,0 +1,138 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/appc/spec/schema"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/manifest"
+)
+
+// errBroken marks a file that is there and cannot be understood: torn by a power
+// cut, or written by a later version.
+var errBroken = errors.New("unreadable")
+
+// Pod is what lay on disk about a pod at one moment, read without a lock.
+type Pod struct {
+	Record Record
+	Place  Place
+	// Exits are the exit records, by app.
+	Exits map[string]Exit
+	// Started are the apps that run or ran in this boot, by app.
+	Started map[string]Started
+	// Ready says that a sandbox, or the sandbox part of a pod, is up in this boot.
+	Ready bool
+
+	// inBoot says that the pod's start was in this boot: its run directory is there.
+	inBoot bool
+	pods   *Pods
+}
+
+// Load reads a pod. ErrNotFound says that there is none, or that it was never
+// committed.
+func (p *Pods) Load(u manifest.UUID) (*Pod, error) {
+	r, err := p.record(u)
+	if err != nil {
+		return nil, err
+	}
+	pod := &Pod{Record: r, pods: p}
+	if pod.Place, err = p.place(u); err != nil {
+		return nil, err
+	}
+	if err := pod.Refresh(); err != nil {
+		return nil, err
+	}
+	return pod, nil
+}
+
+// Refresh reads again what changes during a pod's life: place, exit records and
+// what the run directory says.
+func (p *Pod) Refresh() error {
+	u := p.Record.UUID
+	place, err := p.pods.place(u)
+	if err != nil {
+		return err
+	}
+	exits, err := p.pods.exits(u)
+	if err != nil {
+		return err
+	}
+	started := map[string]Started{}
+	ready := false
+	if place == InRun {
+		for _, a := range p.Record.Apps {
+			var s Started
+			err := readJSON(p.pods.AppRunPath(u, a.Name, startedFile), &s)
+			if err == nil {
+				started[a.Name] = s
+			} else if !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errBroken) {
+				return err
+			}
+		}
+		_, err := os.Stat(p.pods.RunPath(u, readyFile))
+		ready = err == nil
+	}
+	_, err = os.Stat(p.pods.RunPath(u))
+	p.Place, p.Exits, p.Started, p.Ready, p.inBoot = place, exits, started, ready, err == nil
+	return nil
+}
+
+// Manifest reads the pod's manifest, which never changes.
+func (p *Pod) Manifest() (*schema.PodManifest, error) {
+	return p.pods.Manifest(p.Record.UUID)
+}
+
+// Manifest reads a pod's manifest, which never changes.
+func (p *Pods) Manifest(u manifest.UUID) (*schema.PodManifest, error) {
+	raw, err := os.ReadFile(p.Path(u, manifestFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("manifest of pod %s: %w", u, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read manifest of pod %s: %w", u, err)
+	}
+	pm, err := manifest.Decode(raw)
+	if err != nil {
+		return nil, fmt.Errorf("pod %s: %w", u, err)
+	}
+	return pm, nil
+}
+
+func (p *Pods) record(u manifest.UUID) (Record, error) {
+	var r Record
+	if err := readJSON(p.Path(u, recordFile), &r); err != nil {
+		return Record{}, fmt.Errorf("pod %s: %w", u, err)
+	}
+	if r.UUID != u || r.Schema < 1 || r.Schema > SchemaVersion {
+		return Record{}, fmt.Errorf("pod %s: record of schema %d for %q: %w", u, r.Schema, r.UUID, errBroken)
+	}
+	return r, nil
+}
+
+func readJSON(path string, v any) error {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return fmt.Errorf("%s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("%s: %w: %w", path, errBroken, err)
+	}
+	return nil
+}
+
+// wrapSpace classes a full disk, so that callers can tell people what to do.
+func wrapSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", errdefs.ErrNoSpace, err)
+	}
+	return err
+}

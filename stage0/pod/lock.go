@@ -1,0 +1,163 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/manifest"
+)
+
+// Dir is a pod that is locked: only its holder may change it. The lock goes with
+// Close, or with the process.
+type Dir struct {
+	pods   *Pods
+	uuid   manifest.UUID
+	place  Place
+	record Record
+	f      *os.File // the pod's directory, which carries the flock
+}
+
+// Lock waits until nobody else holds the pod and takes it. ErrNotFound says that
+// the pod is gone; a context that ends first is returned as its own error.
+func (p *Pods) Lock(ctx context.Context, u manifest.UUID) (*Dir, error) {
+	d, err := p.lockDir(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	if d.place, err = p.place(u); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	// A pod that is not committed yet, or was torn by a power cut, may have no
+	// record: its holder may still delete it.
+	if d.record, err = p.record(u); err != nil && !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errBroken) {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (p *Pods) lockDir(ctx context.Context, u manifest.UUID) (*Dir, error) {
+	path := p.Path(u)
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("pod %s: %w", u, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock pod %s: %w", u, err)
+	}
+	if err := flock(ctx, f); err != nil {
+		return nil, fmt.Errorf("lock pod %s: %w", u, err)
+	}
+	if !samePath(f, path) {
+		return nil, errors.Join(fmt.Errorf("pod %s: %w", u, errdefs.ErrNotFound), f.Close())
+	}
+	return &Dir{pods: p, uuid: u, f: f}, nil
+}
+
+// tryLock is for the sweep alone, which wants to change what nobody holds.
+func (p *Pods) tryLock(u manifest.UUID) (*Dir, error) {
+	f, err := os.Open(p.Path(u))
+	if err != nil {
+		return nil, fmt.Errorf("lock pod %s: %w", u, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = errdefs.ErrBusy
+		}
+		return nil, errors.Join(fmt.Errorf("lock pod %s: %w", u, err), f.Close())
+	}
+	d := &Dir{pods: p, uuid: u, f: f}
+	if d.place, err = p.place(u); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	if d.record, err = p.record(u); err != nil && !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errBroken) {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// flock locks f exclusively. It owns f when it fails. flock(2) cannot be
+// interrupted, so a waiter whose context ends leaves a goroutine behind that
+// gives the lock back as soon as it comes.
+func flock(ctx context.Context, f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return errors.Join(err, f.Close())
+	}
+	done := make(chan error, 1)
+	go func() { done <- retryEINTR(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX) }) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return errors.Join(err, f.Close())
+		}
+		return nil
+	case <-ctx.Done():
+		go func() { <-done; f.Close() }()
+		return context.Cause(ctx)
+	}
+}
+
+func retryEINTR(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// samePath says whether path still leads to the file that is open: a lock on a
+// directory that was deleted meanwhile protects nothing.
+func samePath(f *os.File, path string) bool {
+	mine, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(mine, there)
+}
+
+// Close gives the lock back.
+func (d *Dir) Close() error {
+	if err := d.f.Close(); err != nil {
+		return fmt.Errorf("unlock pod %s: %w", d.uuid, err)
+	}
+	return nil
+}
+
+// UUID names the pod.
+func (d *Dir) UUID() manifest.UUID { return d.uuid }
+
+// Place says where the pod's link lies; it is true as long as the lock is held.
+func (d *Dir) Place() Place { return d.place }
+
+// Record is the pod's record; its UUID is empty when there is none.
+func (d *Dir) Record() Record { return d.record }
+
+// Path joins elem to the pod's directory.
+func (d *Dir) Path(elem ...string) string { return d.pods.Path(d.uuid, elem...) }
+
+// RunPath joins elem to the pod's run directory.
+func (d *Dir) RunPath(elem ...string) string { return d.pods.RunPath(d.uuid, elem...) }
+
+// syncPath flushes a file or directory to the disk.
+func syncPath(elem ...string) error {
+	path := filepath.Join(elem...)
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return errors.Join(fmt.Errorf("sync %s: %w", path, err), f.Close())
+	}
+	return f.Close()
+}

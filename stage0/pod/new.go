@@ -1,0 +1,112 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/appc/spec/schema"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/manifest"
+)
+
+// New allocates a UUID and makes the pod's directory, locked and placed in
+// prepare. The record is completed (schema, UUID, boot, time) and kept for
+// Commit. A caller that closes without Commit leaves an aborted prepare, which
+// the sweep deletes.
+func (p *Pods) New(ctx context.Context, r Record, request manifest.Request) (*Dir, error) {
+	u, err := manifest.NewUUID()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(p.Path(u), 0o750); err != nil {
+		return nil, fmt.Errorf("make pod directory: %w", wrapSpace(err))
+	}
+	// Between mkdir and flock a sweep may take the empty directory for an aborted
+	// prepare; lockDir notices and says that it is gone.
+	d, err := p.lockDir(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	r.Schema, r.UUID, r.ID = SchemaVersion, u, u.ID(request)
+	r.BootID, r.CreatedAt = p.bootID, time.Now()
+	d.record = r
+	if err := d.MoveTo(InPrepare); err != nil {
+		return nil, errors.Join(err, d.Discard())
+	}
+	return d, nil
+}
+
+// Commit writes the manifest and the record and moves the pod to prepared. When
+// it returns nil, the pod of a command line survives a power cut; a pod of CRI
+// cannot outlive a boot and is not synced.
+func (d *Dir) Commit(pm *schema.PodManifest) error {
+	raw, err := json.Marshal(pm)
+	if err != nil {
+		return fmt.Errorf("write manifest of pod %s: %w: %w", d.uuid, errdefs.ErrInvalid, err)
+	}
+	durable := d.record.Owner != OwnerCRI
+	if err := writeFile(d.Path(manifestFile), raw, durable); err != nil {
+		return err
+	}
+	if err := writeJSON(d.Path(recordFile), d.record, durable); err != nil {
+		return err
+	}
+	if durable {
+		if err := syncPath(d.Path()); err != nil {
+			return err
+		}
+		if err := syncPath(d.pods.dir, byID); err != nil {
+			return err
+		}
+	}
+	return d.MoveTo(InPrepared)
+}
+
+// Discard deletes a pod that was not committed, and gives the lock back.
+func (d *Dir) Discard() error {
+	err := os.RemoveAll(d.Path())
+	if d.place != Nowhere {
+		if rerr := os.Remove(d.pods.link(d.place, d.uuid)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("discard pod %s: %w", d.uuid, err)
+	}
+	return errors.Join(err, d.Close())
+}
+
+// writeJSON commits v as a small file.
+func writeJSON(path string, v any, durable bool) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return writeFile(path, append(raw, '\n'), durable)
+}
+
+// writeFile commits a small file by rename, so that nobody reads half of it.
+func writeFile(path string, data []byte, durable bool) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, wrapSpace(err))
+	}
+	_, err = f.Write(data)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", path, wrapSpace(err)), os.Remove(f.Name()))
+	}
+	return nil
+}
