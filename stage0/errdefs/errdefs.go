@@ -21,6 +21,8 @@ var (
 	ErrUnverified = errors.New("verification failed")
 	// ErrUnavailable says that a registry could not be reached or did not answer in time.
 	ErrUnavailable = errors.New("unavailable")
+	// ErrDenied says that a registry refused the credentials, or wants some.
+	ErrDenied = errors.New("access denied")
 	// ErrNoSpace says that the disk or a quota is full.
 	ErrNoSpace = errors.New("no space left")
 	// ErrUnsupported says that this node or this version cannot do what was asked.
