@@ -1,0 +1,138 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/pod"
+)
+
+func start(t *testing.T, argv ...string) (*exec.Cmd, pod.Process) {
+	t.Helper()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	p, err := Read(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd, p
+}
+
+func TestParseStat(t *testing.T) {
+	tail := " 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20"
+	tests := []struct {
+		name, in string
+		want     stat
+		bad      bool
+	}{
+		{name: "plain", in: "7 (sh) S" + tail, want: stat{'S', 4711}},
+		{name: "spaces and parentheses", in: "7 (a) Z (b) R" + tail, want: stat{'R', 4711}},
+		{name: "no command", in: "7", bad: true},
+		{name: "short", in: "7 (sh) S 1 2", bad: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := parseStat(tt.in)
+			if (err != nil) != tt.bad || got != tt.want {
+				t.Fatalf("got %v, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestWait(t *testing.T) {
+	cmd, p := start(t, "sleep", "60")
+	if !Alive(p) || !Exists(p) {
+		t.Fatal("a running process is not alive")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := Wait(ctx, p); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("wait for a running process: %v", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- Wait(t.Context(), p) }()
+	time.Sleep(20 * time.Millisecond)
+	if err := Signal(p, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("wait did not return")
+	}
+	if Alive(p) || !Exists(p) {
+		t.Fatal("a zombie must exist and not be alive")
+	}
+	if err := Wait(t.Context(), p); err != nil {
+		t.Fatalf("wait for a zombie: %v", err)
+	}
+	_ = cmd.Wait()
+	if Exists(p) {
+		t.Fatal("a reaped process exists")
+	}
+	if err := Wait(t.Context(), p); err != nil {
+		t.Fatalf("wait for a reaped process: %v", err)
+	}
+	if err := Signal(p, unix.SIGKILL); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Fatalf("signal to a reaped process: %v", err)
+	}
+}
+
+func TestReusedPID(t *testing.T) {
+	_, p := start(t, "sleep", "60")
+	p.StartTime++
+	if Alive(p) || Exists(p) {
+		t.Fatal("another start time is another process")
+	}
+	if err := Signal(p, unix.SIGKILL); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Fatalf("signal to a reused pid: %v", err)
+	}
+	if err := Wait(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Many waits at once must not cost a thread each.
+func TestWaitThreads(t *testing.T) {
+	_, p := start(t, "sleep", "60")
+	before := threads(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 200)
+	for range cap(done) {
+		go func() { done <- Wait(ctx, p) }()
+	}
+	time.Sleep(100 * time.Millisecond)
+	after := threads(t)
+	cancel()
+	for range cap(done) {
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	if after > before+20 {
+		t.Fatalf("threads: %d before, %d with %d waits", before, after, cap(done))
+	}
+}
+
+func threads(t *testing.T) int {
+	t.Helper()
+	e, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(e)
+}
