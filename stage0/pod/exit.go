@@ -68,17 +68,19 @@ func removeFile(path string) error {
 // Intent says what will be made outside of the pod's directory, before it is
 // made. Undo reads what was said, not what was meant.
 type Intent struct {
-	Kind string          `json:"kind"`
+	Kind string `json:"kind"`
+	// App is the app that it is made for; empty for what the whole pod shares.
+	App  string          `json:"app,omitempty"`
 	Data json.RawMessage `json:"data"`
 }
 
-// NewIntent encodes what will be made.
-func NewIntent(kind string, data any) (Intent, error) {
+// NewIntent encodes what will be made for an app, or for the pod if app is empty.
+func NewIntent(kind, app string, data any) (Intent, error) {
 	raw, err := json.Marshal(data)
 	if err != nil {
 		return Intent{}, fmt.Errorf("intent %s: %w", kind, err)
 	}
-	return Intent{Kind: kind, Data: raw}, nil
+	return Intent{Kind: kind, App: app, Data: raw}, nil
 }
 
 // Intend adds intents, in the order in which they will be carried out.
@@ -108,12 +110,20 @@ func (d *Dir) Undone(left []Intent) error {
 	return writeJSON(d.Path(intentsFile), left, d.record.Owner != OwnerCRI)
 }
 
+// InitApp is the run directory of a sandbox's init, which is no app: the name is
+// none that appc allows.
+const InitApp = "_init"
+
 // MakeRunDir makes the pod's run directory and those of its apps. It comes before
 // the move to run: a pod in run without a run directory is of another boot.
 func (d *Dir) MakeRunDir() error {
+	names := []string{InitApp}
 	for _, a := range d.record.Apps {
+		names = append(names, a.Name)
+	}
+	for _, name := range names {
 		for _, sub := range []string{"bundle", "rootfs", "exit"} {
-			if err := os.MkdirAll(d.pods.AppRunPath(d.uuid, a.Name, sub), 0o711); err != nil {
+			if err := os.MkdirAll(d.pods.AppRunPath(d.uuid, name, sub), 0o711); err != nil {
 				return fmt.Errorf("make run directory of pod %s: %w", d.uuid, wrapSpace(err))
 			}
 		}

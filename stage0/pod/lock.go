@@ -31,12 +31,18 @@ func (p *Pods) Lock(ctx context.Context, u manifest.UUID) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.place, err = p.place(u); err != nil {
+	return d.read()
+}
+
+// read learns place and record of a pod that was just locked. One that is not
+// committed yet, or was torn by a power cut, may have no record: its holder may
+// still delete it.
+func (d *Dir) read() (*Dir, error) {
+	var err error
+	if d.place, err = d.pods.place(d.uuid); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	// A pod that is not committed yet, or was torn by a power cut, may have no
-	// record: its holder may still delete it.
-	if d.record, err = p.record(u); err != nil && !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errBroken) {
+	if d.record, err = d.pods.record(d.uuid); err != nil && !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errBroken) {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
@@ -60,9 +66,13 @@ func (p *Pods) lockDir(ctx context.Context, u manifest.UUID) (*Dir, error) {
 	return &Dir{pods: p, uuid: u, f: f}, nil
 }
 
-// tryLock is for the sweep alone, which wants to change what nobody holds.
-func (p *Pods) tryLock(u manifest.UUID) (*Dir, error) {
+// TryLock is for sweeps, which change only what nobody holds: ErrBusy if somebody
+// does. It is not for learning a state: while it holds the lock, others wait.
+func (p *Pods) TryLock(u manifest.UUID) (*Dir, error) {
 	f, err := os.Open(p.Path(u))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("pod %s: %w", u, errdefs.ErrNotFound)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock pod %s: %w", u, err)
 	}
@@ -72,14 +82,7 @@ func (p *Pods) tryLock(u manifest.UUID) (*Dir, error) {
 		}
 		return nil, errors.Join(fmt.Errorf("lock pod %s: %w", u, err), f.Close())
 	}
-	d := &Dir{pods: p, uuid: u, f: f}
-	if d.place, err = p.place(u); err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
-	if d.record, err = p.record(u); err != nil && !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errBroken) {
-		return nil, errors.Join(err, d.Close())
-	}
-	return d, nil
+	return (&Dir{pods: p, uuid: u, f: f}).read()
 }
 
 // flock locks f exclusively. It owns f when it fails. flock(2) cannot be

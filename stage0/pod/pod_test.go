@@ -241,7 +241,7 @@ func TestIntents(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	first, err := NewIntent("mount", map[string]string{"target": "/x"})
+	first, err := NewIntent("mount", "a", map[string]string{"target": "/x"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package pod
 import (
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
@@ -38,8 +37,8 @@ func (p *Pods) sweepOne(u manifest.UUID) (bool, error) {
 	if err != nil || !aborted {
 		return false, err
 	}
-	d, err := p.tryLock(u)
-	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, os.ErrNotExist) {
+	d, err := p.TryLock(u)
+	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
 	}
 	if err != nil {
@@ -88,8 +87,8 @@ func (p *Pods) ExpirePrepared(owner Owner, before time.Time) ([]manifest.UUID, e
 }
 
 func (p *Pods) expireOne(u manifest.UUID, owner Owner, before time.Time) (did bool, err error) {
-	d, err := p.tryLock(u)
-	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, os.ErrNotExist) {
+	d, err := p.TryLock(u)
+	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
 	}
 	if err != nil {
