@@ -1,0 +1,104 @@
+package podargs
+
+import (
+	"path"
+	"regexp"
+	"strings"
+
+	"github.com/appc/spec/schema/types"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/imageref"
+)
+
+// unsupportedError says that an image is of a kind that this version cannot
+// fetch, and perhaps how it might be spelt instead.
+type unsupportedError struct{ text, hint string }
+
+// Error names the image and its kind.
+func (e unsupportedError) Error() string { return e.text }
+
+// Is puts the error in the class errdefs.ErrUnsupported.
+func (e unsupportedError) Is(target error) bool { return target == errdefs.ErrUnsupported }
+
+// Hint says what to try instead; empty is nothing.
+func (e unsupportedError) Hint() string { return e.hint }
+
+var (
+	scheme  = regexp.MustCompile(`^([a-z][a-z0-9+.-]*)://`)
+	imageID = regexp.MustCompile(`^(sha512-[0-9a-f]{2,}|sha256:[0-9a-f]{3,})$`)
+)
+
+// kinds of images that rkt and its successors know and this version does not, by scheme.
+var kinds = map[string]string{
+	"file": "local file", "http": "URL", "https": "URL", "cimd": "cimd",
+	"oci": "OCI layout", "oci-archive": "OCI archive", "docker-archive": "docker archive", "docker-daemon": "docker daemon",
+}
+
+// ParseImage reads an image of the command line: docker://REF, docker:REF, or
+// the id of an image in the store (then id is set and ref is zero). Other kinds
+// are refused by name.
+func ParseImage(s string) (ref imageref.Ref, id string, err error) {
+	if imageID.MatchString(s) {
+		return imageref.Ref{}, s, nil
+	}
+	if kind := kindOf(s); kind != "" {
+		e := unsupportedError{text: quote(s) + ": images of kind " + kind + " are not supported yet"}
+		if kind == appcName {
+			e.hint = "for an image of a registry say docker://" + s
+		}
+		return imageref.Ref{}, "", e
+	}
+	ref, err = imageref.ParseArgument(s)
+	return ref, "", err
+}
+
+const appcName = "appc name"
+
+// kindOf names the kind of an image that is not docker; "" is docker.
+func kindOf(s string) string {
+	if m := scheme.FindStringSubmatch(s); m != nil && m[1] != "docker" {
+		if kind := kinds[m[1]]; kind != "" {
+			return kind
+		}
+		return m[1]
+	}
+	prefix, _, _ := strings.Cut(s, ":")
+	switch {
+	case prefix == "docker":
+		return ""
+	case kinds[prefix] != "" && strings.Contains(s, ":"):
+		return kinds[prefix]
+	case path.IsAbs(s), strings.HasPrefix(s, "./"), strings.HasPrefix(s, "../"), strings.HasSuffix(s, ".aci"):
+		return "local file"
+	default:
+		return appcName
+	}
+}
+
+func (a *App) parseImage() (err error) {
+	a.Ref, a.ImageID, err = ParseImage(a.Image)
+	return err
+}
+
+// appName makes an app name of an image: the last element of its name, without
+// tag and digest, lower-cased, what appc does not allow replaced by dashes.
+func appName(image string) (types.ACName, error) {
+	name := strings.TrimPrefix(strings.TrimPrefix(image, "docker:"), "//")
+	name, _, _ = strings.Cut(name, "@")
+	name = path.Base(name)
+	if !imageID.MatchString(image) {
+		name, _, _ = strings.Cut(name, ":")
+	}
+	sane, err := types.SanitizeACName(name)
+	if err != nil {
+		return "", err
+	}
+	acName, err := types.NewACName(sane)
+	if err != nil {
+		return "", err
+	}
+	return *acName, nil
+}
+
+func quote(s string) string { return "image \"" + s + "\"" }

@@ -1,0 +1,161 @@
+package podargs
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// Parser reads one command line. Make it with [New] before the flags are read.
+type Parser struct {
+	flags   *pflag.FlagSet
+	request Request
+	envFile []string
+}
+
+// Parse reads what follows the command's own flags: words is what the flag set
+// left over when it stopped at the first image. Errors are of the user's making
+// and wrap errdefs.ErrInvalid or errdefs.ErrUnsupported.
+func (p *Parser) Parse(words []string) (*Request, error) {
+	inArgs := false
+	for i := 0; i < len(words); {
+		word := words[i]
+		switch {
+		case inArgs && word == "---":
+			inArgs = false
+		case inArgs:
+			app := p.last()
+			app.args = append(app.args, word)
+		case word == "---" || word == "":
+		case word == "--":
+			if err := p.beginArgs(); err != nil {
+				return nil, err
+			}
+			inArgs = true
+		case strings.HasPrefix(word, "-"):
+			eaten, err := p.eatFlags(words[i:])
+			if err != nil {
+				return nil, err
+			}
+			i += eaten
+			continue
+		default:
+			p.request.Apps = append(p.request.Apps, App{Image: word})
+		}
+		i++
+	}
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	return &p.request, nil
+}
+
+// eatFlags lets the flag set read as many flags as there are and says how many
+// words they were. The flag set swallows a "--" that ends them: it is put back.
+func (p *Parser) eatFlags(words []string) (int, error) {
+	if err := p.flags.Parse(words); err != nil {
+		return 0, err
+	}
+	eaten := len(words) - p.flags.NArg()
+	if p.flags.ArgsLenAtDash() >= 0 {
+		eaten--
+	}
+	return eaten, nil
+}
+
+func (p *Parser) beginArgs() error {
+	app := p.last()
+	if app == nil {
+		return invalid("an image is required before any app arguments")
+	}
+	if app.hasArgs {
+		return invalid("image %q: only one set of app arguments allowed per image", app.Image)
+	}
+	app.hasArgs = true
+	return nil
+}
+
+func (p *Parser) last() *App {
+	if len(p.request.Apps) == 0 {
+		return nil
+	}
+	return &p.request.Apps[len(p.request.Apps)-1]
+}
+
+// check judges what only the whole command line can tell.
+func (p *Parser) check() error {
+	r := &p.request
+	if len(r.Apps) == 0 {
+		return invalid("no images")
+	}
+	seen := map[string]bool{}
+	for i := range r.Apps {
+		app := &r.Apps[i]
+		if err := app.resolve(); err != nil {
+			return err
+		}
+		if seen[app.Name.String()] {
+			return invalid("multiple apps with name %q: tell them apart with --name", app.Name)
+		}
+		seen[app.Name.String()] = true
+	}
+	if err := r.checkVolumes(); err != nil {
+		return err
+	}
+	if err := checkPorts(r.Ports); err != nil {
+		return err
+	}
+	var err error
+	r.fileEnv, err = readEnvFiles(p.envFile)
+	return err
+}
+
+// resolve finds the image's kind and the app's name.
+func (a *App) resolve() error {
+	if a.retain != nil && a.drop != nil {
+		return invalid("image %q: cannot use both --caps-retain and --caps-remove on the same image", a.Image)
+	}
+	if err := a.parseImage(); err != nil {
+		return err
+	}
+	if a.Name != "" {
+		return nil
+	}
+	name, err := appName(a.Image)
+	if err != nil {
+		return invalid("image %q: no app name can be made of it (%v): give one with --name", a.Image, err)
+	}
+	a.Name = name
+	return nil
+}
+
+// FlagError turns an error of the flag set into one that says what is wrong in
+// the words of this package.
+func FlagError(err error) error {
+	var value *pflag.InvalidValueError
+	if !errors.As(err, &value) {
+		return err
+	}
+	if cause := errors.Unwrap(err); cause != nil && errors.Is(cause, errdefs.ErrInvalid) {
+		return fmt.Errorf("--%s %q: %w", value.GetFlag().Name, value.GetValue(), cause)
+	}
+	return err
+}
+
+// invalidError is a finding about the command line; its text is complete as it
+// stands, so the class does not show in it.
+type invalidError struct{ text string }
+
+// Error returns the finding.
+func (e invalidError) Error() string { return e.text }
+
+// Is puts the finding in the class errdefs.ErrInvalid.
+func (e invalidError) Is(target error) bool { return target == errdefs.ErrInvalid }
+
+func invalid(format string, args ...any) error {
+	return invalidError{fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,219 @@
+package podargs
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// parse reads a command line as cobra hands it over. Image names stand for
+// docker:// images here, as the grammar does not care.
+func parse(words ...string) (*Request, error) {
+	flags := pflag.NewFlagSet("prepare", pflag.ContinueOnError)
+	flags.String("dir", "", "a global flag")
+	p := New(flags)
+	if err := flags.Parse(words); err != nil {
+		return nil, FlagError(err)
+	}
+	r, err := p.Parse(flags.Args())
+	return r, FlagError(err)
+}
+
+// docker puts docker: before words that look like images.
+func docker(line string) []string {
+	words := strings.Split(line, " ")
+	for i, w := range words {
+		if w == "foo" || w == "bar" || w == "baz" {
+			words[i] = "docker:" + w
+		}
+	}
+	return words
+}
+
+// Acceptance cases 1, 2, 9 and 10 of spec/rkt-prepare.md.
+func TestGrammar(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		words []string
+		want  []string // "app: args"
+	}{
+		{"args of one image", docker("foo bar -- --help --- baz -- --verbose"), []string{"foo:", "bar: --help", "baz: --verbose"}},
+		{"dashes that end nothing", docker("foo --- bar --- baz ---"), []string{"foo:", "bar:", "baz:"}},
+		{"empty words between images", docker("foo  bar   baz"), []string{"foo:", "bar:", "baz:"}},
+		{"empty argument is kept", []string{"docker:foo", "--", "a", "", "b"}, []string{"foo: a  b"}},
+		{"dashes first", docker("-- foo"), []string{"foo:"}},
+		{"second dashes are an argument", docker("foo -- a -- b"), []string{"foo: a -- b"}},
+		{"flag then dashes", docker("foo --exec=/bin/sh -- -c x"), []string{"foo: -c x"}},
+		{"flag that takes dashes", docker("foo --exec -- bar"), []string{"foo:", "bar:"}},
+		{"bool flag then dashes", docker("foo --quiet -- a"), []string{"foo: a"}},
+		{"flags in between", docker("foo --user=1 bar --name=b --dir /x baz"), []string{"foo:", "b:", "baz:"}},
+		{"one image twice", docker("foo --name=a --exec=/x -- 1 --- foo --name=b --exec=/y -- 2"), []string{"a: 1", "b: 2"}},
+		{"an argument like an image", docker("foo -- bar"), []string{"foo: docker:bar"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r, err := parse(c.words...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, a := range r.Apps {
+				got = append(got, strings.TrimSuffix(string(a.Name)+": "+strings.Join(a.args, " "), " "))
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// Acceptance cases 3, 7, 8, 11, 58, 60 and 63: refused before anything is fetched.
+func TestRefused(t *testing.T) {
+	for _, c := range []struct {
+		name, line, want string
+	}{
+		{"no images", "--quiet", "no images"},
+		{"dashes before an image", "--quiet=true -- --quiet -- x", "an image is required before any app arguments"},
+		{"two sets of arguments", "foo -- a --- -- b", "only one set of app arguments"},
+		{"app flag before an image", "--exec=/x foo", `--exec "/x": must follow an image`},
+		{"caps-remove before an image", "--caps-remove=CAP_CHOWN foo", `--caps-remove "CAP_CHOWN": must follow an image`},
+		{"exec twice", "foo --exec=/x --exec=/y", `--exec "/y": specified multiple times for the same image`},
+		{"one name twice", "foo foo", `multiple apps with name "foo"`},
+		{"one name twice by --name", "foo bar --name=foo", `multiple apps with name "foo"`},
+		{"bad name", "foo --name=A_b", `--name "A_b": an app name is`},
+		{"pull policy", "--pull-policy=bogus foo", `--pull-policy "bogus": the pull policy is one of never, new, update`},
+		{"port name", "--port=f$o:123 foo", `"f$o" is not a port name`},
+		{"port ip", "--port=foo:NOIP:80 foo", `"NOIP" is not a valid IP`},
+		{"port zero", "--port=foo:0 foo", "want 1 to 65535"},
+		{"port too large", "--port=foo:65536 foo", "want 1 to 65535"},
+		{"port without name", "--port=80 foo", "NAME:[HOSTIP:]HOSTPORT"},
+		{"port IPv6 without brackets", "--port=foo:::1:80 foo", "stands in brackets"},
+		{"port twice", "--port=a:80 --port=a:127.0.0.1:80 foo", "port a is mapped to 127.0.0.1:80 twice"},
+		{"environment", "foo --environment=x", "must be specified as NAME=VALUE"},
+		{"environment name", "foo --environment=1x=y", `"1x" is not a name`},
+		{"set-env", "--set-env=x foo", "must be specified as NAME=VALUE"},
+		{"set-env twice", "--set-env=x=1 --set-env=x=2 foo", `key "x" already set`},
+		{"set-env-file", "--set-env-file=/nonexistent foo", "no such file"},
+		{"volume twice", "--volume=v,kind=empty --volume=v,kind=empty foo", `duplicate volume name "v"`},
+		{"volume kind", "--volume=v,kind=x foo", `should be one of "empty", "host"`},
+		{"volume without source", "--volume=v,kind=host foo", "source for host volume cannot be empty"},
+		{"volume with relative source", "--volume=v,kind=host,source=x foo", "must be absolute"},
+		{"volume mode", "--volume=v,kind=empty,mode=zzz foo", `mode "zzz" is not an octal file mode`},
+		{"volume uid", "--volume=v,kind=empty,uid=-5 foo", "-5 is not a user or group id"},
+		{"mount without volume", "foo --mount=volume=v,target=/x", `dangling mount point "/x": volume "v" not found`},
+		{"mount with relative target", "--volume=v,kind=empty foo --mount=volume=v,target=x", "must be absolute"},
+		{"mount without target", "--volume=v,kind=empty foo --mount=volume=v", "volume=NAME,target=PATH"},
+		{"mount with more", "--volume=v,kind=empty foo --mount=volume=v,target=/x,ro=1", `unknown mount parameter "ro"`},
+		{"capability", "foo --caps-retain=CAP_BOGUS", `"CAP_BOGUS" is not a capability`},
+		{"capability empty", "foo --caps-retain=", `"" is not a capability`},
+		{"capabilities both", "foo --caps-retain=CAP_CHOWN --caps-remove=CAP_KILL", "cannot use both --caps-retain and --caps-remove"},
+		{"working directory", "foo --working-dir=x", "must be absolute"},
+		{"group ids", "foo --supplementary-gids=1,x", `"x" is not a group id`},
+		{"read-only", "foo --readonly-rootfs=maybe", "must be set with a boolean"},
+		{"unknown flag", "foo --no-overlay", "unknown flag: --no-overlay"},
+		{"bad reference", "docker://example.com/UPPER", "UPPER"},
+		{"file", "./x.aci", "images of kind local file are not supported yet"},
+		{"URL", "https://example.com/x.aci", "images of kind URL are not supported yet"},
+		{"appc name", "example.com/app:v1", "images of kind appc name are not supported yet"},
+		{"archive", "oci-archive:x.tar", "images of kind OCI archive are not supported yet"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := parse(docker(c.line)...)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("got %v, want %q in it", err, c.want)
+			}
+		})
+	}
+}
+
+func TestRefusedClasses(t *testing.T) {
+	if _, err := parse("docker:foo", "docker:foo"); !errors.Is(err, errdefs.ErrInvalid) {
+		t.Errorf("two names: %v is not ErrInvalid", err)
+	}
+	_, err := parse("busybox")
+	var hinted interface{ Hint() string }
+	if !errors.Is(err, errdefs.ErrUnsupported) || !errors.As(err, &hinted) || hinted.Hint() == "" {
+		t.Errorf("appc name: %v is not ErrUnsupported with a hint", err)
+	}
+}
+
+func TestAppName(t *testing.T) {
+	for _, c := range []struct{ name, image, want string }{
+		{"acceptance case 8", "docker://Foo/Bar_baz", "bar-baz"},
+		{"tag", "docker://host:5000/a/web:1.0", "web"},
+		{"digest", "docker:host:5000/a/web@sha256:0123", "web"},
+		{"host and port alone", "docker://host:5000/web", "web"},
+		{"id", "sha256:0123abc", "sha256-0123abc"},
+		{"nothing left", "docker://___", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := appName(c.image)
+			if string(got) != c.want || (err == nil) != (c.want != "") {
+				t.Errorf("got %q, %v; want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
+// Acceptance case 14.
+func TestParseImage(t *testing.T) {
+	for _, c := range []struct{ name, image, want string }{
+		{"short", "docker:busybox", "docker.io/library/busybox:latest"},
+		{"slashes", "docker://busybox", "docker.io/library/busybox:latest"},
+		{"tag", "docker://busybox:latest", "docker.io/library/busybox:latest"},
+		{"port", "docker:host:4000/busybox:1.0", "host:4000/busybox:1.0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ref, id, err := ParseImage(c.image)
+			if err != nil || id != "" || ref.String() != c.want {
+				t.Errorf("got %q, %q, %v; want %q", ref, id, err, c.want)
+			}
+		})
+	}
+	if _, id, err := ParseImage("sha512-0123abcd"); err != nil || id != "sha512-0123abcd" {
+		t.Errorf("id: got %q, %v", id, err)
+	}
+}
+
+func TestEnvFile(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	long := strings.Repeat("x", 100_000)
+	good := write("good", "# comment\n; too\n\nA=1\r\nB= two words \nLONG="+long+"\nC=last")
+	env, err := readEnvFiles([]string{good, write("other", "D=4\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"A": "1", "B": " two words ", "LONG": long, "C": "last", "D": "4"} {
+		if got, _ := env.Get(name); got != want {
+			t.Errorf("%s=%.20q, want %.20q", name, got, want)
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		paths []string
+		want  string
+	}{
+		{"no equals sign", []string{write("bad", "A=1\nB\n")}, "bad:2: must be specified"},
+		{"only blanks", []string{write("blank", "  \n")}, "blank:1: must be specified"},
+		{"key in two files", []string{good, write("again", "A=2")}, `again:1: key "A" already set`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if _, err := readEnvFiles(c.paths); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q in it", err, c.want)
+			}
+		})
+	}
+}
