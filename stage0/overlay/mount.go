@@ -1,0 +1,195 @@
+// Package overlay knows how the kernel's overlay file system is asked for:
+// whether a data directory can carry it, and how a stack of trees with a
+// writable layer on top is mounted. It makes mounts in the mount namespace of
+// the calling process and keeps no state.
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// opaqueXattr marks a directory that hides what lower layers have at its place.
+const opaqueXattr = "trusted.overlay.opaque"
+
+// Plan is one overlay mount, as prepare lays it down and stage1 makes it.
+// Nothing of it needs to exist but what Lower names until Make.
+type Plan struct {
+	// Lower names the trees of the stack, topmost first. It may name one twice.
+	Lower []string
+	// Upper and Work are the absolute paths of the writable layer and of
+	// overlay's work directory, on one file system. Both empty: read-only.
+	Upper, Work string
+	// Target is the absolute path of the mount point, an existing directory.
+	Target string
+}
+
+// Escape makes a path fit for a value in overlay's mount options, where
+// commas end the option and colons may separate directories.
+func Escape(path string) string {
+	return escaper.Replace(path)
+}
+
+var escaper = strings.NewReplacer(`\`, `\\`, `,`, `\,`, `:`, `\:`)
+
+// Make makes the plan's Upper and Work directories when they are missing. A
+// new Upper gets the attributes of the stack's root, since the root of the
+// mount shows those of the upper layer, whatever lies below. One that exists
+// is left as it is: the pod may have changed it.
+func Make(treesDir string, p Plan) error {
+	if err := os.MkdirAll(p.Work, 0o700); err != nil {
+		return fmt.Errorf("make overlay work directory: %w", err)
+	}
+	if _, err := os.Lstat(p.Upper); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(p.Upper), 0o700); err != nil {
+		return fmt.Errorf("make overlay upper directory: %w", err)
+	}
+	// Under another name first, so that an upper that exists is one with its attributes.
+	fresh := p.Upper + ".new"
+	if err := os.Mkdir(fresh, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make overlay upper directory: %w", err)
+	}
+	if len(p.Lower) > 0 {
+		if err := copyAttributes(filepath.Join(treesDir, p.Lower[0], "rootfs"), fresh); err != nil {
+			return fmt.Errorf("make overlay upper directory: %w", err)
+		}
+	}
+	if err := os.Rename(fresh, p.Upper); err != nil {
+		return fmt.Errorf("make overlay upper directory: %w", err)
+	}
+	return nil
+}
+
+// Mount makes the mount. A stack without trees shows the upper directory
+// alone. A stack whose names do not fit into the kernel's mount options is
+// ErrUnsupported.
+func Mount(treesDir string, p Plan) error {
+	if err := mount(treesDir, p); err != nil {
+		return fmt.Errorf("mount overlay on %s: %w", p.Target, err)
+	}
+	return nil
+}
+
+func mount(treesDir string, p Plan) error {
+	lower, err := visible(treesDir, p.Lower)
+	if err != nil {
+		return err
+	}
+	if (p.Upper == "") != (p.Work == "") || len(lower) == 0 && p.Upper == "" {
+		return fmt.Errorf("an upper needs a work directory, and a mount something to show: %w", errdefs.ErrInvalid)
+	}
+	if len(lower) == 0 {
+		return os.NewSyscallError("mount", unix.Mount(p.Upper, p.Target, "", unix.MS_BIND, ""))
+	}
+	if len(lower) == 1 && p.Upper == "" {
+		return fmt.Errorf("overlay cannot show one tree alone: %w", errdefs.ErrInvalid)
+	}
+	data := options(lower, p)
+	if len(data) >= os.Getpagesize() {
+		return fmt.Errorf("%d layers need %d bytes of mount options, the kernel takes %d: %w",
+			len(lower), len(data), os.Getpagesize()-1, errdefs.ErrUnsupported)
+	}
+	return inDir(treesDir, func() error {
+		return os.NewSyscallError("mount", unix.Mount("overlay", p.Target, "overlay", 0, data))
+	})
+}
+
+// visible returns the part of the stack that is to be mounted. A tree that
+// is named again further down adds nothing there, and overlay refuses it. What
+// lies below an opaque root is hidden, which overlay does not look for itself.
+func visible(treesDir string, names []string) ([]string, error) {
+	seen := make(map[string]bool, len(names))
+	var lower []string
+	for _, name := range names {
+		if seen[name] {
+			continue
+		}
+		seen[name] = true
+		lower = append(lower, name)
+		opaque, err := isOpaque(filepath.Join(treesDir, name, "rootfs"))
+		if err != nil {
+			return nil, err
+		}
+		if opaque {
+			break
+		}
+	}
+	return lower, nil
+}
+
+func isOpaque(dir string) (bool, error) {
+	var value [2]byte
+	n, err := unix.Lgetxattr(dir, opaqueXattr, value[:])
+	switch {
+	case err == nil:
+		return n == 1 && value[0] == 'y', nil
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ERANGE):
+		return false, nil
+	case errors.Is(err, unix.ENOENT):
+		return false, fmt.Errorf("tree %s: %w", filepath.Base(filepath.Dir(dir)), errdefs.ErrNotFound)
+	}
+	return false, &fs.PathError{Op: "lgetxattr", Path: dir, Err: err}
+}
+
+// options builds the mount options. The lower directories are relative to the
+// trees, so that many of them fit.
+func options(lower []string, p Plan) string {
+	dirs := make([]string, len(lower))
+	for i, name := range lower {
+		dirs[i] = Escape(name) + "/rootfs"
+	}
+	data := "lowerdir=" + strings.Join(dirs, ":")
+	if p.Upper != "" {
+		data += ",upperdir=" + Escape(p.Upper) + ",workdir=" + Escape(p.Work)
+	}
+	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
+		// An index ties an upper to the very inodes of its stack; a tree that was
+		// removed and extracted again must stay usable.
+		data += ",index=off"
+	}
+	return data
+}
+
+// inDir calls f with dir as the working directory, on a thread of its own
+// that is thrown away: a working directory belongs to all threads unless one
+// leaves with CLONE_FS.
+func inDir(dir string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			done <- os.NewSyscallError("unshare", err)
+			return
+		}
+		if err := unix.Chdir(dir); err != nil {
+			done <- &fs.PathError{Op: "chdir", Path: dir, Err: err}
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// Unmount ends the mount on target. What is not mounted, or not there, is no
+// error; what is busy is detached and ends with its last user.
+func Unmount(target string) error {
+	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EBUSY) {
+		err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+	}
+	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return &fs.PathError{Op: "unmount", Path: target, Err: err}
+}

@@ -1,0 +1,82 @@
+package tree
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// schema is the version of meta.json that this package writes.
+const schema = 1
+
+// Meta says what a tree holds. It is written once, before the tree becomes
+// visible, and never changes.
+type Meta struct {
+	Schema int `json:"schema"`
+	// DiffID is the digest of the layer's tar; the chain ID of the stack in a fix-up tree.
+	DiffID digest.Digest `json:"diffID"`
+	// Fixup says that this is a fix-up tree.
+	Fixup bool `json:"fixup,omitempty"`
+	// Size is the space on disk in bytes as du counts it: allocated blocks,
+	// a file with several hard links once.
+	Size int64 `json:"size"`
+	// Inodes is the number of inodes that the tree takes.
+	Inodes int64 `json:"inodes"`
+	// TarSize is the length of the uncompressed layer in bytes.
+	TarSize int64 `json:"tarSize,omitempty"`
+	// Implied lists the directories that the layer names only as parents of
+	// other entries, sorted, relative to the root, which is ".".
+	Implied []string `json:"implied,omitempty"`
+	// Skipped lists what was left out of the tree, at most maxSkipped items.
+	Skipped []Skipped `json:"skipped,omitempty"`
+}
+
+// Skipped is one thing in the archive that was left out on purpose.
+type Skipped struct {
+	Path   string `json:"path"`
+	Reason string `json:"reason"`
+}
+
+const (
+	metaFile   = "meta.json"
+	rootfsName = "rootfs"
+	maxSkipped = 100
+)
+
+func writeMeta(dir string, m Meta) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", metaFile, err)
+	}
+	// Not synced here: the one syncfs of Commit comes before the rename.
+	if err := os.WriteFile(filepath.Join(dir, metaFile), append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", metaFile, noSpace(err))
+	}
+	return nil
+}
+
+func readMeta(dir string) (Meta, error) {
+	path := filepath.Join(dir, metaFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Meta{}, fmt.Errorf("tree %s: %w", filepath.Base(dir), errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return Meta{}, fmt.Errorf("read tree: %w", err)
+	}
+	var m Meta
+	if err := json.Unmarshal(b, &m); err != nil {
+		return Meta{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	if m.Schema != schema {
+		return Meta{}, fmt.Errorf("read %s: schema %d: %w", path, m.Schema, errdefs.ErrUnsupported)
+	}
+	return m, nil
+}

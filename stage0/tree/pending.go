@@ -1,0 +1,232 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// tmpPrefix begins the names of this package's entries in tmp/.
+const tmpPrefix = "tree-"
+
+// Pending is an extracted layer that is not visible yet. It holds the lock of
+// its entry in tmp/ until Commit or Discard; a process that dies drops it, and
+// Sweep finds the rest.
+type Pending struct {
+	name string
+	meta Meta
+	path string   // tmp/tree-…
+	lock *os.File // nil: committed or discarded
+}
+
+// Name returns the name under trees/ that Commit gives the tree.
+func (p *Pending) Name() string { return p.name }
+
+// Meta returns what will be recorded of the tree.
+func (p *Pending) Meta() Meta { return p.meta }
+
+// Discard deletes the tree. It may be called again, and after Commit it does nothing.
+func (p *Pending) Discard() error {
+	if p.lock == nil {
+		return nil
+	}
+	err := removeAll(context.Background(), p.path)
+	err = errors.Join(err, p.lock.Close())
+	p.lock = nil
+	if err != nil {
+		return fmt.Errorf("discard tree: %w", err)
+	}
+	return nil
+}
+
+// Commit makes the trees durable by one sync of the file system and then
+// visible. nil means that all of them are present, not that this call put
+// them there: a tree that somebody else committed meanwhile is kept, and ours
+// is discarded. After an error some may be visible, each complete; Discard is
+// right for all of them.
+func (s *Store) Commit(ctx context.Context, ps ...*Pending) error {
+	if len(ps) == 0 {
+		return nil
+	}
+	if err := s.sync.run(ctx); err != nil {
+		return fmt.Errorf("commit trees: %w", noSpace(err))
+	}
+	for _, p := range ps {
+		if err := s.publish(p); err != nil {
+			return fmt.Errorf("commit tree of %s: %w", p.meta.DiffID, err)
+		}
+	}
+	if err := syncDir(s.trees); err != nil {
+		return fmt.Errorf("commit trees: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) publish(p *Pending) error {
+	if p.lock == nil {
+		return nil
+	}
+	target := s.Path(p.name)
+	err := unix.Renameat2(unix.AT_FDCWD, p.path, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) {
+		// A file system without the flag: a tree is never an empty directory, so
+		// a plain rename does not replace one either.
+		err = unix.Rename(p.path, target)
+	}
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) {
+		_, ok, err := s.has(p.name, p.meta.DiffID)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return fmt.Errorf("%s has no %s: %w", target, metaFile, errdefs.ErrState)
+		}
+		return p.Discard()
+	}
+	if err != nil {
+		return fmt.Errorf("rename to %s: %w", target, noSpace(err))
+	}
+	err = p.lock.Close()
+	p.lock = nil
+	return err
+}
+
+// newEntry makes a fresh entry in tmp/ with an empty rootfs/ and returns its
+// path and its lock.
+func (s *Store) newEntry(ctx context.Context) (string, *os.File, error) {
+	for {
+		path, err := os.MkdirTemp(s.tmp, tmpPrefix)
+		if err != nil {
+			return "", nil, fmt.Errorf("make tree: %w", noSpace(err))
+		}
+		lock, err := lockEntry(ctx, path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a sweep came between
+		}
+		if err != nil {
+			return "", nil, errors.Join(fmt.Errorf("make tree: %w", err), os.Remove(path))
+		}
+		if err := os.Mkdir(filepath.Join(path, rootfsName), 0o755); err != nil {
+			return "", nil, errors.Join(fmt.Errorf("make tree: %w", noSpace(err)), os.RemoveAll(path), lock.Close())
+		}
+		return path, lock, nil
+	}
+}
+
+// lockEntry opens the directory and takes its flock, waiting for who holds it.
+// A directory that was moved away or deleted meanwhile is fs.ErrNotExist.
+func lockEntry(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(ctx, f); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+	}
+	same, err := sameFile(f, path)
+	if err == nil && !same {
+		err = &fs.PathError{Op: "lock", Path: path, Err: fs.ErrNotExist}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// sameFile says whether path still leads to the open file f.
+func sameFile(f *os.File, path string) (bool, error) {
+	a, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	b, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(a, b), nil
+}
+
+// syncer lets commits that come together share one syncfs: who comes while
+// one runs cannot use it, since it may have passed their files, and waits for
+// the next.
+type syncer struct {
+	path string
+
+	mu      sync.Mutex
+	running *syncRun // begun
+	next    *syncRun // waits for running to end
+}
+
+type syncRun struct {
+	done chan struct{}
+	err  error
+}
+
+func (s *syncer) run(ctx context.Context) error {
+	s.mu.Lock()
+	mine := s.next
+	if mine == nil {
+		mine = &syncRun{done: make(chan struct{})}
+		prev := s.running
+		if prev == nil {
+			s.running = mine
+		} else {
+			s.next = mine
+		}
+		go s.do(mine, prev)
+	}
+	s.mu.Unlock()
+	select {
+	case <-mine.done:
+		return mine.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *syncer) do(r, prev *syncRun) {
+	if prev != nil {
+		<-prev.done
+		s.mu.Lock()
+		s.running, s.next = r, nil // from here on nobody joins this run
+		s.mu.Unlock()
+	}
+	r.err = syncfs(s.path)
+	s.mu.Lock()
+	if s.running == r {
+		s.running = nil
+	}
+	s.mu.Unlock()
+	close(r.done)
+}
+
+func syncfs(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		err = os.NewSyscallError("syncfs", err)
+		return errors.Join(err, f.Close())
+	}
+	return f.Close()
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

@@ -1,0 +1,225 @@
+package tree
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// Layer is what manifest and configuration promise of one layer.
+type Layer struct {
+	// Digest and Size are those of the blob as it comes from the registry.
+	Digest digest.Digest
+	Size   int64
+	// DiffID is the digest of the blob's uncompressed tar.
+	DiffID digest.Digest
+	// MediaType says how the blob is compressed.
+	MediaType string
+}
+
+// Limits bound what one layer may contain. Going beyond one is ErrInvalid,
+// and the error names the limit.
+type Limits struct {
+	Entries    int64 // entries of the archive and implied directories together
+	Bytes      int64 // length of the uncompressed layer, holes of sparse files included
+	PathLength int   // bytes of a path within the tree
+	Depth      int   // components of a path
+}
+
+// DefaultLimits are far above any real layer.
+var DefaultLimits = Limits{Entries: 10_000_000, Bytes: 512 << 30, PathLength: 4095, Depth: 1024}
+
+// Store is the tree store of one data directory. It may be used from several
+// goroutines, and several processes may have the same directory open.
+type Store struct {
+	// Limits hold for the extractions that begin after they are set; Open
+	// sets DefaultLimits.
+	Limits Limits
+
+	trees string // absolute path of trees/
+	tmp   string // absolute path of tmp/
+	sync  syncer // shares one syncfs between commits
+}
+
+// Open returns the store of the data directory dir and makes its folders when
+// they are missing. They are for root alone: trees hold set-id files and devices.
+func Open(dir string) (*Store, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open tree store: %w", err)
+	}
+	s := &Store{Limits: DefaultLimits, trees: filepath.Join(abs, "trees"), tmp: filepath.Join(abs, "tmp")}
+	for _, d := range []string{s.trees, s.tmp} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("open tree store: %w", noSpace(err))
+		}
+	}
+	s.sync.path = s.trees
+	return s, nil
+}
+
+// nameEncoding makes names that are short, legal everywhere and free of the
+// characters that overlay's mount options treat specially.
+var nameEncoding = base32.StdEncoding.WithPadding(base32.NoPadding)
+
+// Name returns the name under trees/ of the layer with this diff ID: 12
+// characters, so that 127 of them fit into overlay's mount options. Equal
+// names of different layers are detected by meta.json.
+func Name(diffID digest.Digest) string { return hashName(string(diffID)) }
+
+// fixupName returns the name of the fix-up tree of the stack with this chain ID.
+func fixupName(chainID digest.Digest) string { return hashName("fixup " + string(chainID)) }
+
+func hashName(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return strings.ToLower(nameEncoding.EncodeToString(sum[:])[:12])
+}
+
+// Path returns the absolute path of the tree with this name, present or not.
+// Its files are under Path(name)/rootfs.
+func (s *Store) Path(name string) string { return filepath.Join(s.trees, name) }
+
+// Dir returns the absolute path of the folder that holds all trees: what
+// overlay.Mount takes.
+func (s *Store) Dir() string { return s.trees }
+
+// Has says whether the layer with this diff ID is in the store. It is cheap:
+// one small file is read. Another layer under the same name is ErrExists.
+func (s *Store) Has(diffID digest.Digest) (Meta, bool, error) {
+	return s.has(Name(diffID), diffID)
+}
+
+func (s *Store) has(name string, id digest.Digest) (Meta, bool, error) {
+	m, err := readMeta(s.Path(name))
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return Meta{}, false, nil
+	}
+	if err != nil {
+		return Meta{}, false, err
+	}
+	if m.DiffID != id {
+		return Meta{}, false, fmt.Errorf("tree %s is that of %s, not of %s: %w", name, m.DiffID, id, errdefs.ErrExists)
+	}
+	return m, true, nil
+}
+
+// Meta returns what is recorded of the tree with this name, a layer's or a
+// fix-up tree's; ErrNotFound when it is not there.
+func (s *Store) Meta(name string) (Meta, error) { return readMeta(s.Path(name)) }
+
+// List returns the names of all trees, sorted.
+func (s *Store) List() ([]string, error) {
+	entries, err := os.ReadDir(s.trees)
+	if err != nil {
+		return nil, fmt.Errorf("list trees: %w", err)
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// Usage returns what all trees take on disk, from their records: bytes as du
+// counts them, and inodes. A tree whose record cannot be read is left out.
+func (s *Store) Usage() (bytes, inodes int64, err error) {
+	names, err := s.List()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, name := range names {
+		m, err := readMeta(s.Path(name))
+		if err != nil {
+			continue // removed meanwhile, or broken: one broken object costs one object
+		}
+		bytes += m.Size
+		inodes += m.Inodes
+	}
+	return bytes, inodes, nil
+}
+
+// Remove takes the tree out of sight and then deletes it. A tree that is not
+// there is no error. Nothing may have it mounted: the caller holds the lock
+// that says so. What a cancelled ctx leaves is found by Sweep.
+func (s *Store) Remove(ctx context.Context, name string) error {
+	if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
+		return fmt.Errorf("remove tree %q: %w", name, errdefs.ErrInvalid)
+	}
+	lock, err := lockEntry(ctx, s.Path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove tree %s: %w", name, err)
+	}
+	defer lock.Close()
+	gone := filepath.Join(s.tmp, tmpPrefix+"removed-"+name)
+	if err := os.RemoveAll(gone); err != nil { // of an earlier, interrupted removal; we hold the name's lock
+		return fmt.Errorf("remove tree %s: %w", name, err)
+	}
+	if err := os.Rename(s.Path(name), gone); err != nil {
+		return fmt.Errorf("remove tree %s: %w", name, err)
+	}
+	// Before anything of it is deleted: after a crash no half of it may be present.
+	if err := syncDir(s.trees); err != nil {
+		return fmt.Errorf("remove tree %s: %w", name, err)
+	}
+	if err := removeAll(ctx, gone); err != nil {
+		return fmt.Errorf("remove tree %s: %w", name, err)
+	}
+	return nil
+}
+
+// Sweep deletes what interrupted extractions and removals left in tmp/: each
+// entry of this package that nobody holds the lock of.
+func (s *Store) Sweep(ctx context.Context) error {
+	entries, err := os.ReadDir(s.tmp)
+	if err != nil {
+		return fmt.Errorf("sweep trees: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), tmpPrefix) {
+			continue
+		}
+		if err := s.sweepEntry(ctx, filepath.Join(s.tmp, e.Name())); err != nil {
+			errs = append(errs, fmt.Errorf("sweep trees: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) sweepEntry(ctx context.Context, path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	if same, err := sameFile(f, path); err != nil || !same {
+		return err
+	}
+	return removeAll(ctx, path)
+}
