@@ -1,0 +1,290 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// Put makes the image's record. It is idempotent: nil means that a record of
+// img.ID is on disk, not that this call wrote it; one that is broken is replaced.
+// The digests of manifest and config are checked against img.
+func (s *Store) Put(ctx context.Context, img Image, manifest, config []byte) error {
+	return s.Commit(ctx, img, manifest, config)
+}
+
+// SetRef makes ref.Name the name of ref.Image, whatever it named before. It
+// returns ErrNotFound when there is no such image. A zero UpdatedAt means now.
+func (s *Store) SetRef(ctx context.Context, ref Ref) error {
+	return s.change(ctx, func() error {
+		if _, err := s.Get(ref.Image); err != nil {
+			return fmt.Errorf("name %q: %w", ref.Name, err)
+		}
+		return s.writeRef(ref)
+	})
+}
+
+// RemoveRef takes a name away. The image stays, and a name that is not there is
+// no error.
+func (s *Store) RemoveRef(ctx context.Context, name string) error {
+	return s.change(ctx, func() error {
+		if err := s.removeRef(refFile(name)); err != nil {
+			return fmt.Errorf("remove name %q: %w", name, err)
+		}
+		return syncDir(filepath.Join(s.dir, refsDir))
+	})
+}
+
+// Commit is Put and then SetRef of each of refs, with nobody between: a removal
+// of the image comes before all of it or after all of it.
+func (s *Store) Commit(ctx context.Context, img Image, manifest, config []byte, refs ...Ref) error {
+	img.Schema = Schema
+	name, err := checkNew(img, manifest, config)
+	if err != nil {
+		return err
+	}
+	return s.change(ctx, func() error {
+		if err := s.writeRecord(name, img, manifest, config); err != nil {
+			return fmt.Errorf("commit image %s: %w", img.ID, err)
+		}
+		for _, ref := range refs {
+			ref.Image = img.ID
+			if err := s.writeRef(ref); err != nil {
+				return fmt.Errorf("commit image %s: %w", img.ID, err)
+			}
+		}
+		return nil
+	})
+}
+
+// Remove removes all names of the image at once and then its record; its trees
+// are left to the collection. An image that is not there is no error.
+func (s *Store) Remove(ctx context.Context, id digest.Digest) error {
+	name, err := directory(id)
+	if err != nil {
+		return err
+	}
+	err = s.change(ctx, func() error { return s.removeAll(name, id) })
+	if err != nil {
+		return fmt.Errorf("remove image %s: %w", id, err)
+	}
+	return nil
+}
+
+// removeAll moves the record away first: a name whose image is not there names
+// nothing, so this one rename takes all names at the same moment, and a crash
+// after it leaves only references for the sweep.
+func (s *Store) removeAll(name string, id digest.Digest) error {
+	gone, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), gonePrefix)
+	if err != nil {
+		return asNoSpace(err)
+	}
+	err = os.Rename(filepath.Join(s.dir, imagesDir, name), filepath.Join(gone, name))
+	s.forget(name)
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err == nil {
+		err = syncDir(filepath.Join(s.dir, imagesDir))
+	}
+	if err == nil {
+		err = s.removeRefsTo(id)
+	}
+	return errors.Join(err, os.RemoveAll(gone))
+}
+
+func (s *Store) removeRefsTo(id digest.Digest) error {
+	refs, _, err := s.readRefs()
+	if err != nil {
+		return err
+	}
+	removed := false
+	for _, r := range refs {
+		if r.Image != id {
+			continue
+		}
+		removed = true
+		if err := s.removeRef(refFile(r.Name)); err != nil {
+			return err
+		}
+	}
+	if !removed {
+		return nil
+	}
+	return syncDir(filepath.Join(s.dir, refsDir))
+}
+
+// Sweep removes what calls that were cut short left in tmp, and references to
+// images that are no longer there. It disturbs no call that runs.
+func (s *Store) Sweep(ctx context.Context) error {
+	return s.change(ctx, func() error {
+		entries, err := os.ReadDir(filepath.Join(s.dir, tmpDir))
+		if err != nil {
+			return fmt.Errorf("sweep image store: %w", err)
+		}
+		for _, e := range entries {
+			err = errors.Join(err, s.sweepEntry(e.Name()))
+		}
+		if err = errors.Join(err, s.sweepRefs()); err != nil {
+			return fmt.Errorf("sweep image store: %w", err)
+		}
+		return nil
+	})
+}
+
+// sweepEntry runs under the lock of refs/, without which nobody has an entry of
+// the first three kinds.
+func (s *Store) sweepEntry(name string) error {
+	for _, prefix := range []string{imagePrefix, refPrefix, gonePrefix} {
+		if strings.HasPrefix(name, prefix) {
+			return os.RemoveAll(filepath.Join(s.dir, tmpDir, name))
+		}
+	}
+	layer, ok := strings.CutPrefix(name, lockPrefix)
+	if !ok {
+		return nil
+	}
+	unlock, err := s.TryLockLayer(layer)
+	if errors.Is(err, errdefs.ErrBusy) {
+		return nil
+	}
+	if err == nil {
+		unlock()
+	}
+	return err
+}
+
+func (s *Store) sweepRefs() error {
+	refs, _, err := s.readRefs()
+	if err != nil {
+		return err
+	}
+	for _, r := range refs {
+		if s.there(r.Image.Encoded()) {
+			continue
+		}
+		err = errors.Join(err, s.removeRef(refFile(r.Name)))
+	}
+	return err
+}
+
+// change runs f as the only one who changes records or references. f does
+// nothing that takes long.
+func (s *Store) change(ctx context.Context, f func() error) error {
+	unlock, err := s.lockDir(ctx, refsDir, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return f()
+}
+
+// checkNew holds a record that is about to be written to the rules for reading
+// one, and to the bytes that come with it.
+func checkNew(img Image, manifest, config []byte) (string, error) {
+	name, err := directory(img.ID)
+	if err == nil {
+		err = img.check(img.ID)
+	}
+	if err != nil {
+		return "", fmt.Errorf("commit image %q: %w", img.ID, err)
+	}
+	if digest.FromBytes(config) != img.ID {
+		return "", fmt.Errorf("commit image %s: its config has another digest: %w", img.ID, errdefs.ErrUnverified)
+	}
+	if img.ManifestDigest.Algorithm().FromBytes(manifest) != img.ManifestDigest {
+		return "", fmt.Errorf("commit image %s: its manifest is not %s: %w", img.ID, img.ManifestDigest, errdefs.ErrUnverified)
+	}
+	return name, nil
+}
+
+// writeRecord makes the image's directory unless a good one is there.
+func (s *Store) writeRecord(name string, img Image, manifest, config []byte) error {
+	if _, err := s.record(img.ID); err == nil {
+		return nil
+	} else if isTransient(err) {
+		return err
+	}
+	if s.there(name) { // broken
+		if err := s.removeBroken(name); err != nil {
+			return err
+		}
+	}
+	data, err := json.MarshalIndent(img, "", "\t")
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), imagePrefix)
+	if err != nil {
+		return asNoSpace(err)
+	}
+	err = errors.Join(
+		os.Chmod(tmp, 0o755),
+		writeSynced(filepath.Join(tmp, imageFile), append(data, '\n')),
+		writeSynced(filepath.Join(tmp, manifestFile), manifest),
+		writeSynced(filepath.Join(tmp, configFile), config),
+	)
+	if err == nil {
+		err = syncDir(tmp)
+	}
+	if err == nil {
+		err = renameSynced(tmp, filepath.Join(s.dir, imagesDir, name))
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(tmp))
+	}
+	return nil
+}
+
+// removeBroken makes place for a good record; names stay.
+func (s *Store) removeBroken(name string) error {
+	gone, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), gonePrefix)
+	if err != nil {
+		return asNoSpace(err)
+	}
+	err = os.Rename(filepath.Join(s.dir, imagesDir, name), filepath.Join(gone, name))
+	return errors.Join(err, os.RemoveAll(gone))
+}
+
+func (s *Store) writeRef(ref Ref) error {
+	if ref.UpdatedAt.IsZero() {
+		ref.UpdatedAt = time.Now().UTC()
+	}
+	data, err := json.MarshalIndent(ref, "", "\t")
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), refPrefix)
+	if err != nil {
+		return fmt.Errorf("name %q: %w", ref.Name, asNoSpace(err))
+	}
+	err = writeSynced(filepath.Join(tmp, "ref"), append(data, '\n'))
+	if err == nil {
+		err = renameSynced(filepath.Join(tmp, "ref"), filepath.Join(s.dir, refsDir, refFile(ref.Name)))
+	}
+	if err = errors.Join(err, os.RemoveAll(tmp)); err != nil {
+		return fmt.Errorf("name %q: %w", ref.Name, err)
+	}
+	return nil
+}
+
+func (s *Store) removeRef(file string) error {
+	err := os.Remove(filepath.Join(s.dir, refsDir, file))
+	s.mu.Lock()
+	delete(s.refs, file)
+	s.mu.Unlock()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
