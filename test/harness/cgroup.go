@@ -1,0 +1,154 @@
+package harness
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// hierarchy is one mounted cgroup file system.
+type hierarchy struct {
+	mount  string
+	cpuset bool // v1 with the cpuset controller
+}
+
+// hierarchies lists the v1 hierarchies and the v2 one.
+func hierarchies() ([]hierarchy, error) {
+	lines, err := readLines("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var all []hierarchy
+	for _, line := range lines {
+		before, after, _ := strings.Cut(line, " - ")
+		left, right := strings.Fields(before), strings.Fields(after)
+		if len(left) < 5 || len(right) < 3 || !strings.HasPrefix(right[0], "cgroup") {
+			continue
+		}
+		all = append(all, hierarchy{
+			mount:  left[4],
+			cpuset: right[0] == "cgroup" && slices.Contains(strings.Split(right[2], ","), "cpuset"),
+		})
+	}
+	return all, nil
+}
+
+// cgroups lists every cgroup directory of the machine.
+func cgroups() (set, error) {
+	all := set{}
+	hs, err := hierarchies()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range hs {
+		err := filepath.WalkDir(h.mount, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
+				return nil // removed meanwhile
+			}
+			if err == nil && d.IsDir() {
+				all[path] = true
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// cgroupProcs lists the processes in a cgroup directory and below.
+func cgroupProcs(dir string) []int {
+	var pids []int
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != "cgroup.procs" {
+			return nil // what has gone has no processes
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil
+		}
+		for field := range strings.FieldsSeq(string(data)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+		return nil
+	})
+	return pids
+}
+
+// MakeCgroup makes a cgroup of this name at the top of every hierarchy, fit for
+// processes and for children, and removes it at the end of the test. It returns
+// its path, "/NAME".
+func MakeCgroup(tb testing.TB, name string) string {
+	tb.Helper()
+	hs, err := hierarchies()
+	if err != nil {
+		tb.Fatalf("find cgroup hierarchies: %v", err)
+	}
+	for _, h := range hs {
+		dir := filepath.Join(h.mount, name)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			tb.Fatalf("make cgroup: %v", err)
+		}
+		tb.Cleanup(func() {
+			if err := removeCgroup(dir); err != nil {
+				tb.Errorf("remove cgroup: %v", err)
+			}
+		})
+		if h.cpuset {
+			copyCpuset(tb, h.mount, dir)
+		}
+	}
+	return "/" + name
+}
+
+// copyCpuset gives a v1 cpuset its parent's processors and memory nodes: without
+// them no process can enter.
+func copyCpuset(tb testing.TB, parent, dir string) {
+	tb.Helper()
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		data, err := os.ReadFile(filepath.Join(parent, file))
+		if err != nil {
+			tb.Fatalf("read cpuset: %v", err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, file), data, 0o644); err != nil {
+			tb.Fatalf("write cpuset: %v", err)
+		}
+	}
+}
+
+// removeCgroup removes a cgroup and those below it, the lowest first, and gives
+// the kernel 2 s to forget processes that have just ended.
+func removeCgroup(dir string) error {
+	var dirs []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	slices.Reverse(dirs)
+	for _, d := range dirs {
+		err := syscall.Rmdir(d)
+		for try := 0; errors.Is(err, syscall.EBUSY) && try < 40; try++ {
+			time.Sleep(50 * time.Millisecond)
+			err = syscall.Rmdir(d)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return &fs.PathError{Op: "rmdir", Path: d, Err: err}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,55 @@
+package harness
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	internalapi "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	criclient "k8s.io/cri-client/pkg"
+)
+
+// criTimeout is the deadline of calls, the kubelet's default.
+const criTimeout = 2 * time.Minute
+
+// RuntimeService opens the kubelet's own client of the socket at endpoint
+// (unix://PATH).
+func RuntimeService(tb testing.TB, endpoint string) internalapi.RuntimeService {
+	tb.Helper()
+	s, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(criTimeout).Build(tb.Context())
+	if err != nil {
+		tb.Fatalf("open runtime service: %v", err)
+	}
+	return s
+}
+
+// ImageService opens the kubelet's own client of the image service.
+func ImageService(tb testing.TB, endpoint string) internalapi.ImageManagerService {
+	tb.Helper()
+	s, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(criTimeout).Build(tb.Context())
+	if err != nil {
+		tb.Fatalf("open image service: %v", err)
+	}
+	return s
+}
+
+// Raw are the bare gRPC clients, for tests that choose their own deadlines,
+// look at codes or send what the kubelet never would.
+type Raw struct {
+	runtimeapi.RuntimeServiceClient
+	runtimeapi.ImageServiceClient
+}
+
+// RawClient opens bare clients of the socket at endpoint. It does not wait for
+// anyone to listen there.
+func RawClient(tb testing.TB, endpoint string) Raw {
+	tb.Helper()
+	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+	if err != nil {
+		tb.Fatalf("open %s: %v", endpoint, err)
+	}
+	tb.Cleanup(func() { conn.Close() })
+	return Raw{runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)}
+}

@@ -1,0 +1,89 @@
+package harness
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Dir makes a directory with a short name (a Unix socket's path is at most 107
+// bytes) that is removed at the end of the test, unless something is still
+// mounted below it.
+func Dir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "gantry-t")
+	if err != nil {
+		tb.Fatalf("make directory: %v", err)
+	}
+	tb.Cleanup(func() {
+		mounts, err := mountsBelow(dir)
+		if err != nil || len(mounts) > 0 {
+			tb.Errorf("not removing %s: mounts %v, err %v", dir, mounts, err)
+			return
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Errorf("remove test directory: %v", err)
+		}
+	})
+	return dir
+}
+
+// Eventually calls check every 50 ms until it returns "" and fails the test
+// with its last word when that has not happened in time.
+func Eventually(tb testing.TB, timeout time.Duration, check func() string) {
+	tb.Helper()
+	deadline := time.Now().Add(timeout)
+	for {
+		complaint := check()
+		if complaint == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			tb.Fatalf("after %v: %s", timeout, complaint)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// cacheDir is the cache outside the checkout that hack/build-kubelet uses too.
+func cacheDir() string {
+	if dir := os.Getenv("GANTRY_CACHE"); dir != "" {
+		return dir
+	}
+	return filepath.Join(os.Getenv("HOME"), ".cache", "gantry")
+}
+
+// checkout is the root of the source tree that this package lies in.
+func checkout() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
+}
+
+// mountsBelow lists the mount points at or below dir.
+func mountsBelow(dir string) ([]string, error) {
+	lines, err := readLines("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for _, line := range lines {
+		if fields := strings.Fields(line); len(fields) > 4 && within(fields[4], dir) {
+			points = append(points, fields[4])
+		}
+	}
+	return points, nil
+}
+
+// within reports whether path is dir or lies below it.
+func within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+
+func readLines(file string) ([]string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	return strings.Split(strings.TrimSpace(string(data)), "\n"), nil
+}

@@ -1,0 +1,190 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	internalapi "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// GantryOptions vary how the daemon is started.
+type GantryOptions struct {
+	Registries   []string // host:port of those that speak plain http
+	CgroupDriver string   // cgroupfs unless set
+	NoNetwork    bool     // an empty CNI configuration directory
+	Dir          string   // --dir; one of its own unless set
+	Args         []string // more arguments of serve
+	Env          []string
+}
+
+// Gantry is a daemon on directories of its own, and the command line on the
+// same ones.
+type Gantry struct {
+	*Process
+	Base        string // everything of this daemon lies below
+	Dir         string // --dir
+	RunDir      string // --run-dir
+	Endpoint    string // unix://PATH
+	MetricsAddr string
+	RegistryDir string
+	Network     *Network // nil with NoNetwork
+	options     GantryOptions
+}
+
+// binary is $GANTRY_BIN, or gantry built from this checkout.
+var binary = sync.OnceValues(func() (string, error) {
+	if bin := os.Getenv("GANTRY_BIN"); bin != "" {
+		return filepath.Abs(bin)
+	}
+	bin := filepath.Join(cacheDir(), "e2e", "gantry")
+	cmd := exec.Command("go", "build", "-o", bin, "./cmd/gantry")
+	cmd.Dir = checkout()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build gantry: %w\n%s", err, out)
+	}
+	return bin, nil
+})
+
+// Binary is the path of the gantry that is tested.
+func Binary(tb testing.TB) string {
+	tb.Helper()
+	bin, err := binary()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return bin
+}
+
+// NewGantry makes the directories of a daemon that is not started yet: the
+// command line works without it. Leaks of mounts, processes, links and cgroups
+// fail the test at its end.
+func NewGantry(tb testing.TB, o GantryOptions) *Gantry {
+	tb.Helper()
+	if o.CgroupDriver == "" {
+		o.CgroupDriver = "cgroupfs"
+	}
+	base := Dir(tb)
+	g := &Gantry{
+		Base: base, Dir: o.Dir, RunDir: filepath.Join(base, "run"), RegistryDir: filepath.Join(base, "certs.d"),
+		Endpoint: "unix://" + filepath.Join(base, "run", "gantry.sock"), MetricsAddr: FreeAddr(tb), options: o,
+	}
+	if g.Dir == "" {
+		g.Dir = filepath.Join(base, "lib")
+	}
+	for _, dir := range []string{g.Dir, g.RunDir, g.RegistryDir, g.confDir()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			tb.Fatalf("make directory: %v", err)
+		}
+	}
+	for _, addr := range o.Registries {
+		WriteHosts(tb, g.RegistryDir, addr)
+	}
+	scope := LeakScope{Dirs: []string{base, g.Dir}}
+	if !o.NoNetwork {
+		g.Network = NewNetwork(tb, base)
+		scope.Bridge = g.Network.Bridge
+	}
+	CheckLeaks(tb, scope)
+	return g
+}
+
+// StartGantry makes a daemon and starts it.
+func StartGantry(tb testing.TB, o GantryOptions) *Gantry {
+	tb.Helper()
+	g := NewGantry(tb, o)
+	g.Start(tb)
+	return g
+}
+
+func (g *Gantry) confDir() string { return filepath.Join(g.Base, "net.d") }
+
+// Start starts the daemon, for the first time or again, and waits until it
+// answers.
+func (g *Gantry) Start(tb testing.TB) {
+	tb.Helper()
+	argv := append([]string{
+		Binary(tb), "serve", "--dir", g.Dir, "--run-dir", g.RunDir, "--listen", g.Endpoint,
+		"--cni-conf-dir", g.confDir(), "--cni-bin-dir", CNIBinDir, "--registry-config-dir", g.RegistryDir,
+		"--metrics-address", g.MetricsAddr, "--cgroup-driver", g.options.CgroupDriver,
+	}, g.options.Args...)
+	g.Process = startProcess(tb, g.Base, "gantry", argv, g.options.Env...)
+	client := RawClient(tb, g.Endpoint)
+	g.waitFor(tb, 30*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_, err := client.Version(ctx, &runtimeapi.VersionRequest{})
+		return err
+	})
+}
+
+// Restart kills the daemon with SIGKILL and starts it again.
+func (g *Gantry) Restart(tb testing.TB) {
+	tb.Helper()
+	g.Kill(tb)
+	g.Start(tb)
+}
+
+// Runtime opens the kubelet's client of the runtime service.
+func (g *Gantry) Runtime(tb testing.TB) internalapi.RuntimeService {
+	tb.Helper()
+	return RuntimeService(tb, g.Endpoint)
+}
+
+// Images opens the kubelet's client of the image service.
+func (g *Gantry) Images(tb testing.TB) internalapi.ImageManagerService {
+	tb.Helper()
+	return ImageService(tb, g.Endpoint)
+}
+
+// Raw opens bare gRPC clients.
+func (g *Gantry) Raw(tb testing.TB) Raw {
+	tb.Helper()
+	return RawClient(tb, g.Endpoint)
+}
+
+// Command is a subcommand of gantry on this daemon's directories.
+func (g *Gantry) Command(tb testing.TB, subcommand string, args ...string) *exec.Cmd {
+	tb.Helper()
+	cmd := exec.CommandContext(tb.Context(), Binary(tb), append([]string{subcommand, "--dir", g.Dir, "--run-dir", g.RunDir}, args...)...)
+	cmd.Env = append(os.Environ(), g.options.Env...)
+	return cmd
+}
+
+// CLI runs a subcommand, fails the test unless it succeeds, and returns its
+// standard output.
+func (g *Gantry) CLI(tb testing.TB, subcommand string, args ...string) string {
+	tb.Helper()
+	cmd := g.Command(tb, subcommand, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		tb.Fatalf("gantry %s %q: %v\n%s", subcommand, args, err, stderr.Bytes())
+	}
+	return string(out)
+}
+
+// Metrics is what the daemon's /metrics says now.
+func (g *Gantry) Metrics(tb testing.TB) string {
+	tb.Helper()
+	resp, err := http.Get("http://" + g.MetricsAddr + "/metrics")
+	if err != nil {
+		tb.Fatalf("read metrics: %v", err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		tb.Fatalf("read metrics: %s, err %v", resp.Status, err)
+	}
+	return string(body)
+}
