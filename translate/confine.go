@@ -1,0 +1,134 @@
+package translate
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/moby/profiles/seccomp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+const (
+	profileDefault    = runtimeapi.SecurityProfile_RuntimeDefault
+	profileUnconfined = runtimeapi.SecurityProfile_Unconfined
+	profileLocalhost  = runtimeapi.SecurityProfile_Localhost
+)
+
+// The masked and read-only paths of pods that CRI did not give any.
+var (
+	defaultMasked = []string{
+		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+		"/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+	defaultReadonly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
+
+// profile returns the profile of the new field, else what the old string says; nil
+// where neither says anything.
+func profile(p *runtimeapi.SecurityProfile, old string) (*runtimeapi.SecurityProfile, error) {
+	switch {
+	case p != nil:
+		return p, nil
+	case old == "":
+		return nil, nil
+	case old == "runtime/default", old == "docker/default":
+		return &runtimeapi.SecurityProfile{ProfileType: profileDefault}, nil
+	case old == "unconfined":
+		return &runtimeapi.SecurityProfile{ProfileType: profileUnconfined}, nil
+	case strings.HasPrefix(old, "localhost/"):
+		return &runtimeapi.SecurityProfile{ProfileType: profileLocalhost, LocalhostRef: strings.TrimPrefix(old, "localhost/")}, nil
+	}
+	return nil, fmt.Errorf("profile %q: %w", old, errdefs.ErrInvalid)
+}
+
+func checkSeccomp(p *runtimeapi.SecurityProfile, old string) error {
+	const field = "linux.security_context.seccomp"
+	p, err := profile(p, old)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", field, err)
+	case !knownEnum(p.GetProfileType()):
+		return unsupported(field+".profile_type", "number %d", p.GetProfileType())
+	case p.GetProfileType() == profileLocalhost && !path.IsAbs(p.GetLocalhostRef()):
+		return invalid(field+".localhost_ref", "%q is not an absolute path", p.GetLocalhostRef())
+	}
+	return nil
+}
+
+func checkAppArmor(p *runtimeapi.SecurityProfile, old string) error {
+	const field = "linux.security_context.apparmor"
+	p, err := profile(p, old)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", field, err)
+	case p.GetProfileType() == profileLocalhost:
+		return unsupported(field, "profile %q: profiles of the node are not loaded by this version", p.GetLocalhostRef())
+	case !knownEnum(p.GetProfileType()):
+		return unsupported(field+".profile_type", "number %d", p.GetProfileType())
+	}
+	return nil
+}
+
+// confine sets the seccomp filter, the AppArmor profile and the paths that are
+// hidden or read-only. The process's capabilities must be set already: they
+// decide what the default filter lets through.
+func (o *ociSpec) confine() error {
+	o.spec.Linux.MaskedPaths, o.spec.Linux.ReadonlyPaths = []string{}, []string{}
+	if o.privileged() {
+		return nil
+	}
+	if o.cri == nil {
+		o.spec.Linux.MaskedPaths, o.spec.Linux.ReadonlyPaths = defaultMasked, defaultReadonly
+		return o.seccomp(&runtimeapi.SecurityProfile{ProfileType: profileDefault})
+	}
+	sec := o.security()
+	o.spec.Linux.MaskedPaths = append(o.spec.Linux.MaskedPaths, sec.GetMaskedPaths()...)
+	o.spec.Linux.ReadonlyPaths = append(o.spec.Linux.ReadonlyPaths, sec.GetReadonlyPaths()...)
+
+	armor, err := profile(sec.GetApparmor(), sec.GetApparmorProfile()) //nolint:staticcheck // older kubelets send it
+	if err != nil {
+		return fmt.Errorf("apparmor: %w", err)
+	}
+	if armor.GetProfileType() == profileDefault { // no profile at all means the default here
+		o.spec.Process.ApparmorProfile = o.node.AppArmor
+	}
+	filter, err := profile(sec.GetSeccomp(), sec.GetSeccompProfilePath()) //nolint:staticcheck // older kubelets send it
+	if err != nil {
+		return fmt.Errorf("seccomp: %w", err)
+	}
+	return o.seccomp(filter)
+}
+
+// seccomp sets the filter of a profile; none at all is unconfined.
+func (o *ociSpec) seccomp(p *runtimeapi.SecurityProfile) error {
+	if p == nil || p.GetProfileType() == profileUnconfined {
+		return nil
+	}
+	var filter *specs.LinuxSeccomp
+	var err error
+	switch localhost := p.GetProfileType() == profileLocalhost; {
+	case o.node.NoSeccomp && localhost:
+		return fmt.Errorf("seccomp profile %q: the node has no seccomp: %w", p.GetLocalhostRef(), errdefs.ErrUnsupported)
+	case o.node.NoSeccomp:
+		o.warn("the node has no seccomp: the default profile is left out")
+		return nil
+	case localhost:
+		body, ok := o.node.SeccompProfiles[p.GetLocalhostRef()]
+		if !ok {
+			return fmt.Errorf("seccomp profile %q: %w", p.GetLocalhostRef(), errdefs.ErrNotFound)
+		}
+		filter, err = seccomp.LoadProfile(string(body), o.spec)
+	default:
+		filter, err = seccomp.GetDefaultProfile(o.spec)
+	}
+	if err != nil {
+		return fmt.Errorf("seccomp profile %q: %w: %w", p.GetLocalhostRef(), errdefs.ErrInvalid, err)
+	}
+	o.spec.Linux.Seccomp = filter
+	return nil
+}
