@@ -1,0 +1,110 @@
+package cgroup
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// monitorParent holds the groups of the monitors; monitorSlice does for systemd.
+const (
+	monitorParent = "/gantry-monitor"
+	monitorSlice  = "system.slice"
+)
+
+// Monitor is the cgroup of one container's monitor: neither the pod's, which
+// would be charged for it and might have it killed, nor the daemon's, which the
+// monitor must outlive.
+type Monitor struct {
+	h      *Hierarchy
+	driver Driver
+	unit   string
+	// Path is the group's place relative to the mount points.
+	Path string
+}
+
+// Monitor names the group of the container's monitor. Nothing is made yet.
+func (h *Hierarchy) Monitor(d Driver, id string) *Monitor {
+	if d == Systemd {
+		unit := "gantry-monitor-" + id + ".scope"
+		return &Monitor{h: h, driver: d, unit: unit, Path: "/" + monitorSlice + "/" + unit}
+	}
+	return &Monitor{h: h, driver: d, Path: monitorParent + "/" + id}
+}
+
+// Place makes the group and moves the process into it. With cgroupfs on v1
+// these are the hierarchies by which systemd stops a unit (name=systemd) and by
+// which memory and processes are charged; a monitor needs no more.
+func (m *Monitor) Place(ctx context.Context, pid int) error {
+	if m.driver == Systemd {
+		return m.startScope(ctx, pid)
+	}
+	var err error
+	if len(m.h.v1) == 0 {
+		err = m.h.Create(m.Path)
+	} else {
+		err = m.h.createIn(m.Path, []string{namedSystemd, "memory", "pids"})
+	}
+	if err != nil {
+		return err
+	}
+	if !m.h.Exists(m.Path) { // none of the three is mounted: nothing to be kept out of
+		return nil
+	}
+	return m.h.AddProcess(m.Path, pid)
+}
+
+// Kill ends the monitor and what it started, as Hierarchy.Kill does.
+func (m *Monitor) Kill(ctx context.Context) error { return m.h.Kill(ctx, m.Path) }
+
+// Remove removes the group. It is idempotent. systemd removes a scope itself
+// when its last process has gone; then there is only what it left to do.
+func (m *Monitor) Remove(ctx context.Context) error {
+	err := m.h.Remove(ctx, m.Path)
+	if m.driver != Systemd {
+		m.h.RemoveEmpty(monitorParent)
+	}
+	return err
+}
+
+// startScope asks systemd for a transient scope around the process and waits for the answer.
+func (m *Monitor) startScope(ctx context.Context, pid int) error {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return fmt.Errorf("cgroup driver %q: this node does not run systemd: %w", m.driver, errdefs.ErrUnsupported)
+	}
+	conn, err := systemd.NewSystemConnectionContext(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to systemd: %w", err)
+	}
+	defer conn.Close()
+	done := make(chan string, 1)
+	// "replace": a scope of that name is left from a monitor that died in its start.
+	if _, err := conn.StartTransientUnitContext(ctx, m.unit, "replace", scopeProperties(m.unit, pid), done); err != nil {
+		return fmt.Errorf("start %s: %w", m.unit, err)
+	}
+	select {
+	case result := <-done:
+		if result != "done" {
+			return fmt.Errorf("start %s: systemd says %q", m.unit, result)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("start %s: %w", m.unit, ctx.Err())
+	}
+}
+
+func scopeProperties(unit string, pid int) []systemd.Property {
+	return []systemd.Property{
+		systemd.PropDescription("gantry container monitor " + unit),
+		systemd.PropSlice(monitorSlice),
+		systemd.PropPids(uint32(pid)),
+		{Name: "DefaultDependencies", Value: dbus.MakeVariant(false)},
+		// A scope that failed must not keep its name.
+		{Name: "CollectMode", Value: dbus.MakeVariant("inactive-or-failed")},
+	}
+}
