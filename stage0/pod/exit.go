@@ -93,9 +93,13 @@ func (d *Dir) Intend(more ...Intent) error {
 }
 
 // Intents are those that were not confirmed undone, oldest first.
-func (d *Dir) Intents() ([]Intent, error) {
+func (d *Dir) Intents() ([]Intent, error) { return d.pods.Intents(d.uuid) }
+
+// Intents reads a pod's intents without its lock: what was said, of which some
+// may be gone already.
+func (p *Pods) Intents(u manifest.UUID) ([]Intent, error) {
 	var have []Intent
-	err := readJSON(d.Path(intentsFile), &have)
+	err := readJSON(p.Path(u, intentsFile), &have)
 	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errBroken) {
 		return nil, nil
 	}
@@ -117,7 +121,10 @@ const InitApp = "_init"
 // MakeRunDir makes the pod's run directory and those of its apps. It comes before
 // the move to run: a pod in run without a run directory is of another boot.
 func (d *Dir) MakeRunDir() error {
-	names := []string{InitApp}
+	var names []string
+	if d.record.Kind == KindSandbox {
+		names = append(names, InitApp)
+	}
 	for _, a := range d.record.Apps {
 		names = append(names, a.Name)
 	}

@@ -67,8 +67,7 @@ func (p *Pod) Refresh() error {
 	ready := false
 	if place == InRun {
 		for _, a := range p.Record.Apps {
-			var s Started
-			err := readJSON(p.pods.AppRunPath(u, a.Name, startedFile), &s)
+			s, err := p.pods.Started(u, a.Name)
 			if err == nil {
 				started[a.Name] = s
 			} else if !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errBroken) {
@@ -135,4 +134,14 @@ func wrapSpace(err error) error {
 		return fmt.Errorf("%w: %w", errdefs.ErrNoSpace, err)
 	}
 	return err
+}
+
+// Started reads what was written when an app's process ran; ErrNotFound if it
+// did not run in this boot. A sandbox's init goes by the name InitApp.
+func (p *Pods) Started(u manifest.UUID, app string) (Started, error) {
+	var s Started
+	if err := readJSON(p.AppRunPath(u, app, startedFile), &s); err != nil {
+		return Started{}, fmt.Errorf("app %s of pod %s: %w", app, u, err)
+	}
+	return s, nil
 }
