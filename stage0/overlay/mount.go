@@ -16,10 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/tree"
 )
-
-// opaqueXattr marks a directory that hides what lower layers have at its place.
-const opaqueXattr = "trusted.overlay.opaque"
 
 // Plan is one overlay mount, as prepare lays it down and stage1 makes it.
 // Nothing of it needs to exist but what Lower names until Make.
@@ -61,7 +59,7 @@ func Make(treesDir string, p Plan) error {
 		return fmt.Errorf("make overlay upper directory: %w", err)
 	}
 	if len(p.Lower) > 0 {
-		if err := copyAttributes(filepath.Join(treesDir, p.Lower[0], "rootfs"), fresh); err != nil {
+		if err := tree.CopyAttributes(filepath.Join(treesDir, p.Lower[0], "rootfs"), fresh); err != nil {
 			return fmt.Errorf("make overlay upper directory: %w", err)
 		}
 	}
@@ -117,7 +115,10 @@ func visible(treesDir string, names []string) ([]string, error) {
 		}
 		seen[name] = true
 		lower = append(lower, name)
-		opaque, err := isOpaque(filepath.Join(treesDir, name, "rootfs"))
+		opaque, err := tree.Opaque(filepath.Join(treesDir, name, "rootfs"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("tree %s: %w", name, errdefs.ErrNotFound)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -126,20 +127,6 @@ func visible(treesDir string, names []string) ([]string, error) {
 		}
 	}
 	return lower, nil
-}
-
-func isOpaque(dir string) (bool, error) {
-	var value [2]byte
-	n, err := unix.Lgetxattr(dir, opaqueXattr, value[:])
-	switch {
-	case err == nil:
-		return n == 1 && value[0] == 'y', nil
-	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ERANGE):
-		return false, nil
-	case errors.Is(err, unix.ENOENT):
-		return false, fmt.Errorf("tree %s: %w", filepath.Base(filepath.Dir(dir)), errdefs.ErrNotFound)
-	}
-	return false, &fs.PathError{Op: "lgetxattr", Path: dir, Err: err}
 }
 
 // options builds the mount options. The lower directories are relative to the

@@ -2,14 +2,275 @@ package tree
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
-// Fixup makes the fix-up tree of a stack.
+// Fixup makes and commits the fix-up tree of a stack of layers, bottom first,
+// and returns its name; "" when the stack needs none. It lies on top of the
+// stack. All layers must be in the store, else ErrNotFound, and stay there
+// meanwhile.
+//
+// A directory that a layer only implies was made with attributes that nobody
+// asked for, and in the merged view they would cover those of a lower layer
+// that really has the directory. The fix-up tree has exactly these
+// directories, with the attributes of the topmost layer that really has them
+// and that no whiteout hides, and their parents with the attributes that the
+// merged view has.
 func (s *Store) Fixup(ctx context.Context, diffIDs []digest.Digest) (string, error) {
-	return "", fmt.Errorf("fix-up tree: %w", errdefs.ErrUnsupported)
+	name, err := s.fixup(ctx, diffIDs)
+	if err != nil {
+		return "", fmt.Errorf("make fix-up tree: %w", err)
+	}
+	return name, nil
+}
+
+func (s *Store) fixup(ctx context.Context, diffIDs []digest.Digest) (string, error) {
+	if len(diffIDs) < 2 {
+		return "", nil
+	}
+	chainID := identity.ChainID(diffIDs)
+	name := fixupName(chainID)
+	if _, ok, err := s.has(name, chainID); ok || err != nil {
+		return name, err
+	}
+	st, err := s.stack(diffIDs)
+	if err != nil {
+		return "", err
+	}
+	sources, err := st.sources(ctx)
+	if err != nil || len(sources) == 0 {
+		return "", err
+	}
+	p, err := s.writeFixup(ctx, chainID, sources)
+	if err != nil {
+		return "", err
+	}
+	if err := s.Commit(ctx, p); err != nil {
+		return "", errors.Join(err, p.Discard())
+	}
+	return name, nil
+}
+
+// stack is the layers of an image, topmost first.
+type stack []stackLayer
+
+type stackLayer struct {
+	root    string // path of rootfs/
+	implied map[string]bool
+}
+
+func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
+	var st stack
+	for _, id := range slices.Backward(diffIDs) {
+		m, ok, err := s.Has(id)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, fmt.Errorf("tree of layer %s: %w", id, errdefs.ErrNotFound)
+		}
+		l := stackLayer{root: filepath.Join(s.Path(Name(id)), rootfsName), implied: make(map[string]bool, len(m.Implied))}
+		for _, p := range m.Implied {
+			l.implied[p] = true
+		}
+		st = append(st, l)
+	}
+	return st, nil
+}
+
+// sources returns the directories of the fix-up tree, each with the directory
+// that its attributes come from, "" where no layer really has it.
+func (st stack) sources(ctx context.Context) (map[string]string, error) {
+	merged := map[string]mergedDir{}
+	fix := map[string]string{}
+	for _, p := range st.candidates() {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		layers := allLayers(st)
+		if p != "." {
+			parent, ok := merged[path.Dir(p)]
+			if !ok {
+				continue // hidden, or no directory
+			}
+			layers = parent.layers
+		}
+		m, ok, err := st.merge(p, layers)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		merged[p] = m
+		if m.source < 0 || m.source == m.layers[0] {
+			continue
+		}
+		for q := p; ; q = path.Dir(q) {
+			fix[q] = st.source(q, merged[q])
+			if q == "." {
+				break
+			}
+		}
+	}
+	return fix, nil
+}
+
+func (st stack) source(p string, m mergedDir) string {
+	if m.source < 0 {
+		return ""
+	}
+	return filepath.Join(st[m.source].root, p)
+}
+
+func allLayers(st stack) []int {
+	all := make([]int, len(st))
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// candidates returns the implied directories of all layers and their parents,
+// parents first. The root is always there; so are all parents of a directory,
+// implied or not, since the merged view is built from the root down.
+func (st stack) candidates() []string {
+	set := map[string]struct{}{".": {}}
+	for _, l := range st[:len(st)-1] { // below the last there is nothing to inherit from
+		for p := range l.implied {
+			for ; p != "."; p = path.Dir(p) {
+				set[p] = struct{}{}
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Keys(set), parentsFirst)
+}
+
+// mergedDir is a directory of the merged view.
+type mergedDir struct {
+	layers []int // whose entries it shows, topmost first
+	source int   // the topmost that really has it; -1: none
+}
+
+// merge looks the path up in the layers that its parent shows, as overlay does:
+// from the top down to the first that has something else there or is opaque.
+// Attributes are looked for beyond an opaque directory, which hides only what
+// lies in the lower ones.
+func (st stack) merge(p string, layers []int) (mergedDir, bool, error) {
+	m := mergedDir{source: -1}
+	opaque := false
+	for _, i := range layers {
+		dir := filepath.Join(st[i].root, p)
+		info, err := os.Lstat(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return m, false, err
+		}
+		if !info.IsDir() {
+			break
+		}
+		if !opaque {
+			m.layers = append(m.layers, i)
+		}
+		if m.source < 0 && !st[i].implied[p] {
+			m.source = i
+		}
+		if !opaque {
+			if opaque, err = Opaque(dir); err != nil {
+				return m, false, err
+			}
+		}
+		if opaque && m.source >= 0 {
+			break
+		}
+	}
+	return m, len(m.layers) > 0, nil
+}
+
+// writeFixup makes the tree; sources holds the parent of each directory.
+func (s *Store) writeFixup(ctx context.Context, chainID digest.Digest, sources map[string]string) (*Pending, error) {
+	tmp, lock, err := s.newEntry(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := &Pending{name: fixupName(chainID), path: tmp, lock: lock}
+	p.meta = Meta{Schema: schema, DiffID: chainID, Fixup: true}
+	err = fixupDirs(&p.meta, filepath.Join(tmp, rootfsName), sources)
+	if err == nil {
+		err = writeMeta(tmp, p.meta)
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.Discard())
+	}
+	return p, nil
+}
+
+func fixupDirs(m *Meta, root string, sources map[string]string) error {
+	sorted := slices.SortedFunc(maps.Keys(sources), parentsFirst)
+	for _, p := range sorted[1:] { // the first is the root
+		if err := os.Mkdir(filepath.Join(root, p), 0o700); err != nil {
+			return noSpace(err)
+		}
+	}
+	// Children first: making and changing them is over when a parent gets its times.
+	for _, p := range slices.Backward(sorted) {
+		dir := filepath.Join(root, p)
+		if err := fixupAttributes(sources[p], dir); err != nil {
+			return noSpace(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(dir, &st); err != nil {
+			return &fs.PathError{Op: "lstat", Path: dir, Err: err}
+		}
+		m.Size += st.Blocks * 512
+		m.Inodes++
+	}
+	return nil
+}
+
+// fixupAttributes gives dir the attributes of source; without one, those that
+// Extract gives to implied directories.
+func fixupAttributes(source, dir string) error {
+	if source != "" {
+		return CopyAttributes(source, dir)
+	}
+	if err := os.Lchown(dir, 0, 0); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
+	}
+	times := make([]unix.Timespec, 2)
+	return os.NewSyscallError("utimensat", unix.UtimesNanoAt(unix.AT_FDCWD, dir, times, unix.AT_SYMLINK_NOFOLLOW))
+}
+
+// parentsFirst sorts parents before their children: the root first, then by name,
+// where a path is always behind its own beginning.
+func parentsFirst(a, b string) int {
+	switch {
+	case a == b:
+		return 0
+	case a == ".":
+		return -1
+	case b == ".":
+		return 1
+	case a < b:
+		return -1
+	}
+	return 1
 }

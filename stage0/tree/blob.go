@@ -1,0 +1,159 @@
+package tree
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// The layer media types of Docker's image manifest, version 2, schema 2.
+const (
+	dockerLayer            = "application/vnd.docker.image.rootfs.diff.tar"
+	dockerLayerGzip        = dockerLayer + ".gzip"
+	dockerLayerZstd        = dockerLayer + ".zstd"
+	dockerForeignLayer     = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+	dockerForeignLayerGzip = dockerForeignLayer + ".gzip"
+)
+
+// maxWindow bounds the memory of a zstd decoder: what RFC 8878, section
+// 3.1.1.1.2, recommends that every decoder supports.
+const maxWindow = 8 << 20
+
+// decompressor returns what opens a blob of this media type.
+func decompressor(mediaType string) (func(io.Reader) (io.ReadCloser, error), error) {
+	switch mediaType {
+	case ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerNonDistributable, dockerLayer, dockerForeignLayer: //nolint:staticcheck // old images carry the deprecated types
+		return func(r io.Reader) (io.ReadCloser, error) { return io.NopCloser(r), nil }, nil
+	case ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerNonDistributableGzip, dockerLayerGzip, dockerForeignLayerGzip: //nolint:staticcheck // as above
+		return openGzip, nil
+	case ocispec.MediaTypeImageLayerZstd, ocispec.MediaTypeImageLayerNonDistributableZstd, dockerLayerZstd: //nolint:staticcheck // as above
+		return openZstd, nil
+	}
+	return nil, fmt.Errorf("layer media type %q: %w", mediaType, errdefs.ErrUnsupported)
+}
+
+func openGzip(r io.Reader) (io.ReadCloser, error) {
+	// klauspost's inflate has a fast loop of its own for a bufio.Reader.
+	return gzip.NewReader(bufio.NewReaderSize(r, 64<<10))
+}
+
+func openZstd(r io.Reader) (io.ReadCloser, error) {
+	d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(false), zstd.WithDecoderMaxWindow(maxWindow))
+	if err != nil {
+		return nil, err
+	}
+	return d.IOReadCloser(), nil
+}
+
+// readBlob reads exactly l.Size bytes into the ring and verifies their digest.
+func readBlob(out *ring, l Layer, blob io.Reader) error {
+	defer out.close()
+	verifier := l.Digest.Verifier()
+	for left := l.Size; left > 0; {
+		c, err := out.next()
+		if err != nil {
+			return err
+		}
+		n, err := fill(blob, c.buf[:min(left, chunkSize)])
+		left -= int64(n)
+		_, _ = verifier.Write(c.buf[:n]) // a hash never fails
+		if n > 0 {
+			out.send(c, n)
+		}
+		if left > 0 && errors.Is(err, io.EOF) {
+			return fmt.Errorf("blob ended after %d of %d bytes: %w", l.Size-left, l.Size, errdefs.ErrUnverified)
+		}
+		if left > 0 && err != nil {
+			return fmt.Errorf("read blob: %w", err)
+		}
+	}
+	if !verifier.Verified() {
+		return fmt.Errorf("blob of %d bytes has another digest: %w", l.Size, errdefs.ErrUnverified)
+	}
+	return nil
+}
+
+// decompress fills the ring with at most limit bytes of tar. After the end of
+// the compressed stream, or where it is damaged, it lets the rest of the blob
+// pass by, for the blob's digest.
+func decompress(out *ring, open func(io.Reader) (io.ReadCloser, error), in *ringReader, limit int64) error {
+	err := decompressTo(out, open, in, limit)
+	out.close()
+	if errors.Is(err, errLimit) {
+		return err
+	}
+	return errors.Join(err, in.drain())
+}
+
+var (
+	// errLimit marks an error of a limit that was passed.
+	errLimit = fmt.Errorf("%w: limit passed", errdefs.ErrInvalid)
+	// errArchive marks an error of the tar's own format.
+	errArchive = fmt.Errorf("%w archive", errdefs.ErrInvalid)
+)
+
+func decompressTo(out *ring, open func(io.Reader) (io.ReadCloser, error), in io.Reader, limit int64) error {
+	r, err := open(in)
+	if err != nil {
+		return fmt.Errorf("decompress: %w: %w", errdefs.ErrInvalid, err)
+	}
+	defer r.Close()
+	for total := int64(0); ; {
+		c, err := out.next()
+		if err != nil {
+			return err
+		}
+		n, err := fill(r, c.buf)
+		if total += int64(n); total > limit {
+			return fmt.Errorf("the layer is larger than %d bytes uncompressed: %w", limit, errLimit)
+		}
+		if n > 0 {
+			out.send(c, n)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("decompress after %d bytes: %w: %w", total, errdefs.ErrInvalid, err)
+		}
+	}
+}
+
+// fill reads until buf is full or r has nothing more. Unlike io.ReadFull it
+// leaves io.EOF as it is, so that an end can be told from a stream cut short.
+func fill(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
+}
+
+// verifyTar hashes the uncompressed layer.
+func verifyTar(in *ringReader, diffID digest.Digest) error {
+	verifier := diffID.Verifier()
+	for {
+		data, err := in.peek()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		_, _ = verifier.Write(data) // a hash never fails
+		in.skip(len(data))
+	}
+	if !verifier.Verified() {
+		return fmt.Errorf("the uncompressed layer is not that of diff ID %s: %w", diffID, errdefs.ErrUnverified)
+	}
+	return nil
+}

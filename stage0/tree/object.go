@@ -1,0 +1,433 @@
+package tree
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// create calls do, which must not replace anything, with the descriptor of the
+// place's directory; when the name is taken, what is there is removed and do
+// called once more: a later entry of an archive replaces an earlier one.
+func (w *writer) create(p place, do func(fd int) error) error {
+	fd, err := w.dirs.fd(p.dir)
+	if err != nil {
+		return err
+	}
+	err = do(fd)
+	if errors.Is(err, unix.EEXIST) {
+		if err := w.remove(p); err != nil {
+			return err
+		}
+		if fd, err = w.dirs.fd(p.dir); err != nil {
+			return err
+		}
+		err = do(fd)
+	}
+	if err == nil {
+		w.inodes++
+	}
+	return syscallError(err)
+}
+
+// regular writes a file. The order matters: chown clears set-id bits and file
+// capabilities, and writing changes the time.
+func (w *writer) regular(ctx context.Context, p place, h *tar.Header, content io.Reader) error {
+	var fd int
+	err := w.create(p, func(at int) (err error) {
+		const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		fd, err = unix.Openat(at, p.name, flags, mode(h))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = w.content(ctx, fd, h, content)
+	if err == nil {
+		err = w.attributes(fd, h)
+	}
+	if err := errors.Join(err, syscallError(unix.Close(fd))); err != nil {
+		return err
+	}
+	return w.setTimes(p, h)
+}
+
+func (w *writer) content(ctx context.Context, fd int, h *tar.Header, content io.Reader) error {
+	if h.Size > w.limits.Bytes {
+		return fmt.Errorf("file larger than %d bytes: %w", w.limits.Bytes, errLimit)
+	}
+	if w.logical += h.Size; w.logical > w.limits.Bytes {
+		return fmt.Errorf("files of more than %d bytes: %w", w.limits.Bytes, errLimit)
+	}
+	sparse := isSparse(h)
+	for left := h.Size; left > 0; {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		n, err := fill(content, w.buf[:min(left, chunkSize)])
+		left -= int64(n)
+		if err != nil && (left > 0 || !errors.Is(err, io.EOF)) {
+			return readError(ctx, err)
+		}
+		if sparse {
+			err = w.writeSparse(fd, w.buf[:n])
+		} else {
+			err = writeAll(fd, w.buf[:n])
+		}
+		if err != nil {
+			return fmt.Errorf("write: %w", syscallError(err))
+		}
+	}
+	if sparse { // it may end with a hole
+		return syscallError(unix.Ftruncate(fd, h.Size))
+	}
+	return nil
+}
+
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, sparseRecord) {
+			return true
+		}
+	}
+	return false
+}
+
+// writeSparse writes data but leaves holes where whole blocks are zero.
+func (w *writer) writeSparse(fd int, data []byte) error {
+	for len(data) > 0 {
+		n := min(len(data), len(w.zeros))
+		if bytes.Equal(data[:n], w.zeros[:n]) {
+			if _, err := unix.Seek(fd, int64(n), io.SeekCurrent); err != nil {
+				return err
+			}
+		} else if err := writeAll(fd, data[:n]); err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
+func writeAll(fd int, data []byte) error {
+	for len(data) > 0 {
+		n, err := unix.Write(fd, data)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
+// attributes sets owner, mode and extended attributes of an open file or
+// directory, each only where it is not right already, and counts its blocks if
+// it is a file: those of a directory are known at the end.
+func (w *writer) attributes(fd int, h *tar.Header) error {
+	uid, gid, err := owner(h)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		w.blocks += st.Blocks
+	}
+	chowned := int(st.Uid) != uid || int(st.Gid) != gid
+	if chowned {
+		if err := unix.Fchown(fd, uid, gid); err != nil {
+			return fmt.Errorf("chown: %w", syscallError(err))
+		}
+	}
+	// The umask took bits away, or chown did.
+	if st.Mode&0o7777 != mode(h) || chowned && mode(h)&0o6000 != 0 {
+		if err := unix.Fchmod(fd, mode(h)); err != nil {
+			return fmt.Errorf("chmod: %w", syscallError(err))
+		}
+	}
+	return w.xattrs(h, func(key string, value []byte) error { return unix.Fsetxattr(fd, key, value, 0) })
+}
+
+// attributesAt is attributes for what has no descriptor: a link, a device.
+func (w *writer) attributesAt(p place, h *tar.Header) error {
+	uid, gid, err := owner(h)
+	if err != nil {
+		return err
+	}
+	fd, err := w.dirs.fd(p.dir)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchownat(fd, p.name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("chown: %w", syscallError(err))
+	}
+	if h.Typeflag != tar.TypeSymlink { // a link has no mode of its own
+		if err := unix.Fchmodat(fd, p.name, mode(h), 0); err != nil {
+			return fmt.Errorf("chmod: %w", syscallError(err))
+		}
+	}
+	at := fmt.Sprintf("/proc/self/fd/%d/%s", fd, p.name)
+	err = w.xattrs(h, func(key string, value []byte) error { return unix.Lsetxattr(at, key, value, 0) })
+	if err != nil {
+		return err
+	}
+	return w.setTimes(p, h)
+}
+
+func (w *writer) setTimes(p place, h *tar.Header) error {
+	fd, err := w.dirs.fd(p.dir)
+	if err != nil {
+		return err
+	}
+	times := timespecs(h.AccessTime, h.ModTime)
+	if err := unix.UtimesNanoAt(fd, p.name, times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set times: %w", syscallError(err))
+	}
+	return nil
+}
+
+func mode(h *tar.Header) uint32 { return uint32(h.Mode & 0o7777) } //nolint:gosec // twelve bits
+
+// xattrs sets the entry's extended attributes. Left out are overlay's own,
+// which would change what the layer means, and labels, which belong to the
+// mount; also what the file system does not keep, but for file capabilities:
+// without them a program would fail far from here.
+func (w *writer) xattrs(h *tar.Header, set func(key string, value []byte) error) error {
+	if len(h.PAXRecords) == 0 {
+		return nil
+	}
+	for _, record := range slices.Sorted(maps.Keys(h.PAXRecords)) {
+		key, ok := strings.CutPrefix(record, xattrRecord)
+		if !ok || key == selinuxXattr {
+			continue
+		}
+		if strings.HasPrefix(key, overlayXattrs) {
+			w.skip(h.Name, "attribute "+shorten(key)+" is overlay's own")
+			continue
+		}
+		err := set(key, []byte(h.PAXRecords[record]))
+		unkept := errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) && strings.HasPrefix(key, "user.")
+		if unkept && key != "security.capability" {
+			w.skip(h.Name, "attribute "+shorten(key)+": "+err.Error())
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("set attribute %q: %w", shorten(key), syscallError(err))
+		}
+	}
+	return nil
+}
+
+// directory makes a directory, or gives one that is there the entry's attributes.
+func (w *writer) directory(p place, h *tar.Header) error {
+	d := p.dir.kids[p.name]
+	if d == nil {
+		made, err := w.dirs.mkdir(p.dir, p.name)
+		if errors.Is(err, unix.EEXIST) {
+			if err := w.remove(p); err != nil {
+				return err
+			}
+			made, err = w.dirs.mkdir(p.dir, p.name)
+		}
+		if err != nil {
+			return syscallError(err)
+		}
+		d = made
+	}
+	return w.directoryAttributes(d, h)
+}
+
+// rootEntry is the archive's entry of the layer's root itself.
+func (w *writer) rootEntry(h *tar.Header) error {
+	if h.Typeflag != tar.TypeDir {
+		return fmt.Errorf("the root is not a directory: %w", errdefs.ErrInvalid)
+	}
+	return w.directoryAttributes(w.dirs.root, h)
+}
+
+func (w *writer) directoryAttributes(d *dir, h *tar.Header) error {
+	fd, err := w.dirs.fd(d)
+	if err != nil {
+		return err
+	}
+	d.implied = false
+	d.times = timespecs(h.AccessTime, h.ModTime)
+	return w.attributes(fd, h)
+}
+
+func (w *writer) symlink(p place, h *tar.Header) error {
+	if h.Linkname == "" || len(h.Linkname) >= unix.PathMax {
+		return fmt.Errorf("symbolic link to a target of %d bytes: %w", len(h.Linkname), errdefs.ErrInvalid)
+	}
+	err := w.create(p, func(fd int) error { return unix.Symlinkat(h.Linkname, fd, p.name) })
+	if err != nil {
+		return err
+	}
+	if err := w.addBlocks(p); err != nil {
+		return err
+	}
+	return w.attributesAt(p, h)
+}
+
+// hardlink links to what an earlier entry of this layer made. A target in a
+// lower layer cannot be linked to: it lies in another tree.
+func (w *writer) hardlink(p place, h *tar.Header) error {
+	target := clean(h.Linkname)
+	absent := fmt.Errorf("hard link to %q, which this layer does not have before: %w", shorten(h.Linkname), errdefs.ErrInvalid)
+	d, err := w.dirs.resolve(strings.TrimSuffix(path.Dir(target), "/"), false)
+	if errors.Is(err, errAbsent) {
+		return absent
+	}
+	if err != nil {
+		return fmt.Errorf("hard link to %q: %w", shorten(h.Linkname), err)
+	}
+	base := path.Base(target)
+	if d.kids[base] != nil || target == "." {
+		return fmt.Errorf("hard link to directory %q: %w", shorten(h.Linkname), errdefs.ErrInvalid)
+	}
+	if d == p.dir && base == p.name {
+		return nil // itself
+	}
+	err = w.create(p, func(int) error { return w.link(place{d, base}, p) })
+	switch {
+	case err == nil:
+		w.inodes-- // no new one
+	case errors.Is(err, unix.ENOENT):
+		return absent
+	}
+	return err
+}
+
+func (w *writer) link(from, to place) error {
+	// The second descriptor may close the first to make room: ask for both again.
+	if _, err := w.dirs.fd(from.dir); err != nil {
+		return err
+	}
+	b, err := w.dirs.fd(to.dir)
+	if err != nil {
+		return err
+	}
+	a, err := w.dirs.fd(from.dir)
+	if err != nil {
+		return err
+	}
+	return unix.Linkat(a, from.name, b, to.name, 0)
+}
+
+func (w *writer) special(p place, h *tar.Header) error {
+	kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
+	dev := 0
+	if h.Typeflag != tar.TypeFifo {
+		if h.Devmajor < 0 || h.Devminor < 0 || h.Devmajor > math.MaxUint32 || h.Devminor > math.MaxUint32 {
+			return fmt.Errorf("device %d:%d: %w", h.Devmajor, h.Devminor, errdefs.ErrInvalid)
+		}
+		if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+			w.skip(h.Name, "a character device 0:0 would be a whiteout")
+			return nil
+		}
+		dev = int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))) //nolint:gosec // as mknod takes it
+	}
+	err := w.create(p, func(fd int) error { return unix.Mknodat(fd, p.name, kind|mode(h), dev) })
+	if err != nil {
+		return err
+	}
+	return w.attributesAt(p, h)
+}
+
+func (w *writer) addBlocks(p place) error {
+	st, err := w.lstat(p)
+	w.blocks += st.Blocks
+	return err
+}
+
+func (w *writer) lstat(p place) (st unix.Stat_t, err error) {
+	fd, err := w.dirs.fd(p.dir)
+	if err != nil {
+		return st, err
+	}
+	err = unix.Fstatat(fd, p.name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return st, err
+}
+
+// remove takes away what is at the place, a whole directory too, and what was
+// counted for it; directories are counted at the end.
+func (w *writer) remove(p place) error {
+	if d := p.dir.kids[p.name]; d != nil {
+		if err := w.empty(d); err != nil {
+			return fmt.Errorf("replace directory: %w", err)
+		}
+		w.dirs.forget(d)
+		fd, err := w.dirs.fd(p.dir)
+		if err != nil {
+			return err
+		}
+		return unix.Unlinkat(fd, p.name, unix.AT_REMOVEDIR)
+	}
+	w.dirs.reset() // it may be a link on the way to the last directory
+	st, err := w.lstat(p)
+	if err != nil {
+		return err
+	}
+	if st.Nlink == 1 {
+		w.blocks -= st.Blocks
+		w.inodes--
+	}
+	fd, err := w.dirs.fd(p.dir)
+	if err != nil {
+		return err
+	}
+	return unix.Unlinkat(fd, p.name, 0)
+}
+
+// empty removes all that is in the directory. The depth of the recursion is
+// bounded by the limit of paths.
+func (w *writer) empty(d *dir) error {
+	names, err := w.names(d)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := w.remove(place{d, name}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *writer) names(d *dir) ([]string, error) {
+	fd, err := w.dirs.fd(d)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := unix.Seek(fd, 0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	var names []string
+	for {
+		n, err := unix.ReadDirent(fd, w.buf)
+		if err != nil || n == 0 {
+			return names, err
+		}
+		_, _, names = unix.ParseDirent(w.buf[:n], -1, names)
+	}
+}
