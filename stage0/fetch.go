@@ -1,0 +1,407 @@
+package stage0
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/fetch"
+	"github.com/gantry-cri/gantry/stage0/imageref"
+	"github.com/gantry-cri/gantry/stage0/store"
+	"github.com/gantry-cri/gantry/stage0/tree"
+)
+
+// Source is where images come from; fetch.Registry is one.
+type Source interface {
+	Resolve(ctx context.Context, ref imageref.Ref, creds fetch.Credentials) (fetch.Remote, error)
+}
+
+// FetchRequest is what both doors ask Fetch for.
+type FetchRequest struct {
+	Ref imageref.Ref
+	// Platform chooses from an image index; nil is the node's own.
+	Platform *ocispec.Platform
+	// Credentials are asked when a registry wants some; nil is anonymous.
+	Credentials fetch.Credentials
+}
+
+// minParallel is how many layers are fetched at once on a node of few cores,
+// where most of them wait for the network most of the time.
+const minParallel = 3
+
+// Fetch brings an image into the store: its layers as trees, its record, its
+// names. The source is asked every time, with the request's credentials, also
+// when everything is there already; what then is not read again are the layers.
+// A layer is fetched once, however many goroutines and processes want it.
+//
+// A pull by tag sets the names repo:tag and repo@digest, one by digest only the
+// latter. When Fetch fails no record and no name has changed and nothing is left
+// in tmp; layers that were complete stay as trees, so that the next attempt goes
+// on from there, unless the disk is full.
+//
+// The errors are those of package fetch, and ErrNoSpace.
+//
+// Each of its stages is reported once, and a failed one ends the report. Layers
+// are downloaded, hashed and extracted in one pass and several at a time, so the
+// time that this takes is divided: fetch has the share in which the passes waited
+// for bytes (the manifest's download added), extract the rest and the commit,
+// verify what is checked before the layers. A layer that is not what was promised
+// counts as a failed verify.
+func (p *Pipeline) Fetch(ctx context.Context, req FetchRequest) (_ store.Entry, err error) {
+	var remote fetch.Remote
+	err = p.timed(StageResolve, func() error {
+		remote, err = p.Source.Resolve(ctx, req.Ref, req.Credentials)
+		return err
+	})
+	if err != nil {
+		return store.Entry{}, fmt.Errorf("fetch: %w", err)
+	}
+	times := &fetchTimes{}
+	defer func() {
+		times.report(p, err)
+		err = errors.Join(err, remote.Close())
+	}()
+	img, err := p.fetchImage(ctx, req, remote, times)
+	if err != nil {
+		return store.Entry{}, fmt.Errorf("fetch %s: %w", req.Ref, err)
+	}
+	return p.Images.Lookup(img.String())
+}
+
+// fetchImage reads manifest and layers, commits them and returns the image's id.
+func (p *Pipeline) fetchImage(ctx context.Context, req FetchRequest, remote fetch.Remote, times *fetchTimes) (digest.Digest, error) {
+	man, err := p.fetchManifest(ctx, req, remote, times)
+	if err != nil {
+		return "", err
+	}
+	if err := times.verifying(func() error { return verify(req.Ref, remote, man) }); err != nil {
+		return "", err
+	}
+	// From the look whether a tree is there until a record names it, nothing but
+	// this lock keeps a collection from taking it.
+	unlock, err := p.Images.LockShared(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	defer times.extracting()()
+	if err := p.fetchLayers(ctx, remote, distinctLayers(man), times); err != nil {
+		return "", err
+	}
+	img, err := p.describe(ctx, man)
+	if err != nil {
+		return "", err
+	}
+	return img.ID, p.Images.Commit(ctx, img, man.Bytes, man.Config, names(req.Ref, remote.Digest())...)
+}
+
+func (p *Pipeline) fetchManifest(ctx context.Context, req FetchRequest, remote fetch.Remote, times *fetchTimes) (fetch.Manifest, error) {
+	start := time.Now()
+	man, err := remote.Manifest(ctx, req.Platform)
+	times.fetch = time.Since(start)
+	p.fetched(len(man.Bytes) + len(man.Config))
+	return man, err
+}
+
+// verify holds what a source delivered to what was asked for, whatever the source
+// has checked itself.
+func verify(ref imageref.Ref, remote fetch.Remote, man fetch.Manifest) error {
+	if d := ref.Digest(); d != "" && d != remote.Digest() {
+		return fmt.Errorf("the source has %s: %w", remote.Digest(), errdefs.ErrUnverified)
+	}
+	if err := man.Digest.Validate(); err != nil {
+		return fmt.Errorf("manifest digest %q: %w: %w", man.Digest, err, errdefs.ErrInvalid)
+	}
+	if man.Digest.Algorithm().FromBytes(man.Bytes) != man.Digest {
+		return fmt.Errorf("manifest is not %s: %w", man.Digest, errdefs.ErrUnverified)
+	}
+	if digest.FromBytes(man.Config) != man.ConfigID {
+		return fmt.Errorf("config is not %s: %w", man.ConfigID, errdefs.ErrUnverified)
+	}
+	if len(man.Layers) != len(man.DiffIDs) {
+		return fmt.Errorf("%d layers have %d diff IDs: %w", len(man.Layers), len(man.DiffIDs), errdefs.ErrInvalid)
+	}
+	return nil
+}
+
+// layer is one that the image needs.
+type layer struct {
+	tree.Layer
+	desc   ocispec.Descriptor
+	name   string // of its tree
+	unlock func() // set while we are the ones who fetch it
+}
+
+// distinctLayers returns each layer once, the largest first: then the last ones
+// to be fetched are short. Equal diff IDs are equal trees, however their blobs
+// are compressed.
+func distinctLayers(man fetch.Manifest) []layer {
+	seen := map[digest.Digest]bool{}
+	var ls []layer
+	for i, d := range man.Layers {
+		id := man.DiffIDs[i]
+		if seen[id] {
+			continue
+		}
+		seen[id] = true
+		ls = append(ls, layer{
+			Layer: tree.Layer{Digest: d.Digest, DiffID: id, Size: d.Size, MediaType: d.MediaType},
+			desc:  d,
+			name:  tree.Name(id),
+		})
+	}
+	slices.SortStableFunc(ls, func(a, b layer) int { return cmp.Compare(b.Size, a.Size) })
+	return ls
+}
+
+// fetchLayers returns when all layers are trees. Those that somebody else is
+// fetching are waited for last, when we hold no other: two images that share
+// layers would wait for each other.
+func (p *Pipeline) fetchLayers(ctx context.Context, remote fetch.Remote, left []layer, times *fetchTimes) error {
+	for len(left) > 0 {
+		held, busy, err := p.claim(ctx, left, times)
+		if err == nil {
+			err = p.extractLayers(ctx, remote, held, times)
+		}
+		for _, l := range held {
+			l.unlock()
+		}
+		if err != nil {
+			return err
+		}
+		left = busy
+	}
+	return nil
+}
+
+// claim divides the layers: those that are trees already are dropped, those that
+// nobody fetches are held, the others are busy. When all are busy it waits for
+// the first.
+func (p *Pipeline) claim(ctx context.Context, ls []layer, times *fetchTimes) (held, busy []layer, err error) {
+	for _, l := range ls {
+		if _, there, err := p.Trees.Has(l.DiffID); there || err != nil {
+			if err != nil {
+				return held, busy, err
+			}
+			continue
+		}
+		l.unlock, err = p.Images.TryLockLayer(l.name)
+		if errors.Is(err, errdefs.ErrBusy) {
+			busy = append(busy, l)
+			continue
+		}
+		if held, err = p.keepMissing(held, l, err); err != nil {
+			return held, busy, err
+		}
+	}
+	if len(held) > 0 || len(busy) == 0 {
+		return held, busy, nil
+	}
+	l := busy[0]
+	start := time.Now()
+	l.unlock, err = p.Images.LockLayer(ctx, l.name)
+	times.waited(time.Since(start))
+	held, err = p.keepMissing(held, l, err)
+	return held, busy[1:], err
+}
+
+// keepMissing looks again, now that we hold the lock: whoever held it before us
+// has probably made the tree.
+func (p *Pipeline) keepMissing(held []layer, l layer, lockErr error) ([]layer, error) {
+	if lockErr != nil {
+		return held, lockErr
+	}
+	_, there, err := p.Trees.Has(l.DiffID)
+	if err != nil || there {
+		l.unlock()
+		return held, err
+	}
+	return append(held, l), nil
+}
+
+// extractLayers fetches the layers that we hold, as many at once as there are
+// cores, and makes them visible together.
+func (p *Pipeline) extractLayers(ctx context.Context, remote fetch.Remote, ls []layer, times *fetchTimes) error {
+	made := make([]*tree.Pending, len(ls))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(minParallel, runtime.GOMAXPROCS(0)))
+	for i, l := range ls {
+		g.Go(func() error {
+			pending, err := p.extractLayer(gctx, remote, l, times)
+			made[i] = pending
+			return err
+		})
+	}
+	err := g.Wait()
+	made = slices.DeleteFunc(made, func(m *tree.Pending) bool { return m == nil })
+	if !errors.Is(err, errdefs.ErrNoSpace) {
+		// What is complete is kept even when ctx is over; it is only a sync away.
+		err = errors.Join(err, p.Trees.Commit(context.WithoutCancel(ctx), made...))
+	}
+	for _, m := range made {
+		err = errors.Join(err, m.Discard())
+	}
+	return err
+}
+
+func (p *Pipeline) extractLayer(ctx context.Context, remote fetch.Remote, l layer, times *fetchTimes) (_ *tree.Pending, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err // another layer failed before this one began
+	}
+	start := time.Now()
+	blob, err := remote.Blob(ctx, l.desc)
+	if err != nil {
+		return nil, err
+	}
+	r := &meteredReader{blob: blob, pipeline: p}
+	pending, err := p.Trees.Extract(ctx, l.Layer, r)
+	times.pass(r, time.Since(start))
+	if err != nil {
+		err = fmt.Errorf("layer %s: %w", l.Digest, err)
+	}
+	if err = errors.Join(err, blob.Close()); err != nil && pending != nil {
+		return nil, errors.Join(err, pending.Discard())
+	}
+	return pending, err
+}
+
+// describe makes the image's record; all of its layers are trees.
+func (p *Pipeline) describe(ctx context.Context, man fetch.Manifest) (store.Image, error) {
+	appc := sha512.Sum512(man.Bytes)
+	img := store.Image{
+		ID:             man.ConfigID,
+		ManifestDigest: man.Digest,
+		AppcID:         "sha512-" + hex.EncodeToString(appc[:]),
+		PulledAt:       time.Now().UTC(),
+		Platform:       man.Platform,
+		Size:           int64(len(man.Bytes) + len(man.Config)),
+	}
+	for i, d := range man.Layers {
+		id := man.DiffIDs[i]
+		img.Layers = append(img.Layers, store.Layer{Digest: d.Digest, DiffID: id, MediaType: d.MediaType, Size: d.Size, Tree: tree.Name(id)})
+	}
+	var err error
+	if img.Fixup, err = p.Trees.Fixup(ctx, man.DiffIDs); err != nil {
+		return store.Image{}, err
+	}
+	for _, name := range img.Trees() {
+		m, err := p.Trees.Meta(name)
+		if err != nil {
+			return store.Image{}, err
+		}
+		img.Size += m.Size
+	}
+	return img, nil
+}
+
+// names returns what the image is called after a pull of ref, which resolved to d.
+func names(ref imageref.Ref, d digest.Digest) []store.Ref {
+	refs := []store.Ref{{Name: ref.Canonical(d), Digest: d}}
+	if tag := ref.Tagged(); tag != "" {
+		refs = append(refs, store.Ref{Name: tag, Digest: d})
+	}
+	return refs
+}
+
+func (p *Pipeline) fetched(n int) {
+	if p.Observer != nil && n > 0 {
+		p.Observer.BytesFetched(int64(n))
+	}
+}
+
+// meteredReader tells how long its reader waited for bytes.
+type meteredReader struct {
+	blob     io.Reader
+	pipeline *Pipeline
+	waited   time.Duration
+	failed   bool // the source's fault, not the disk's
+}
+
+// Read is part of io.Reader.
+func (r *meteredReader) Read(b []byte) (int, error) {
+	start := time.Now()
+	n, err := r.blob.Read(b)
+	r.waited += time.Since(start)
+	r.failed = r.failed || (err != nil && !errors.Is(err, io.EOF))
+	r.pipeline.fetched(n)
+	return n, err
+}
+
+// fetchTimes divides the duration of a Fetch among its stages.
+type fetchTimes struct {
+	fetch, verify time.Duration // before the layers
+	layers        time.Duration // all passes and the commit, by the clock
+	began         bool          // the layers
+
+	wait, work atomic.Int64 // of all passes together, nanoseconds
+	sourceFail atomic.Bool
+}
+
+func (t *fetchTimes) verifying(f func() error) error {
+	start := time.Now()
+	err := f()
+	t.verify = time.Since(start)
+	return err
+}
+
+// extracting starts the layers' clock and returns what stops it.
+func (t *fetchTimes) extracting() func() {
+	start := time.Now()
+	t.began = true
+	return func() { t.layers = time.Since(start) }
+}
+
+func (t *fetchTimes) waited(d time.Duration) { t.wait.Add(int64(d)) }
+
+// pass adds one layer's pass.
+func (t *fetchTimes) pass(r *meteredReader, took time.Duration) {
+	t.waited(r.waited)
+	t.work.Add(int64(took - r.waited))
+	if r.failed {
+		t.sourceFail.Store(true)
+	}
+}
+
+func (t *fetchTimes) report(p *Pipeline, err error) {
+	share := time.Duration(0)
+	if wait, work := t.wait.Load(), t.work.Load(); wait+work > 0 {
+		share = time.Duration(float64(t.layers) * (float64(wait) / float64(wait+work)))
+	}
+	failed := t.failedStage(err)
+	for _, s := range []struct {
+		stage Stage
+		took  time.Duration
+	}{{StageFetch, t.fetch + share}, {StageVerify, t.verify}, {StageExtract, t.layers - share}} {
+		if s.stage == failed {
+			p.done(s.stage, s.took, err)
+			return
+		}
+		p.done(s.stage, s.took, nil)
+	}
+}
+
+// failedStage returns the stage to which an error belongs, "" for none.
+func (t *fetchTimes) failedStage(err error) Stage {
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, errdefs.ErrUnverified), !t.began && (errors.Is(err, errdefs.ErrInvalid) || errors.Is(err, errdefs.ErrUnsupported)):
+		return StageVerify
+	case !t.began, t.sourceFail.Load():
+		return StageFetch
+	}
+	return StageExtract
+}
