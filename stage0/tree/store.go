@@ -155,32 +155,49 @@ func (s *Store) Usage() (bytes, inodes int64, err error) {
 // there is no error. Nothing may have it mounted: the caller holds the lock
 // that says so. What a cancelled ctx leaves is found by Sweep.
 func (s *Store) Remove(ctx context.Context, name string) error {
-	if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
-		return fmt.Errorf("remove tree %q: %w", name, errdefs.ErrInvalid)
-	}
-	lock, err := lockEntry(ctx, s.Path(name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("remove tree %s: %w", name, err)
-	}
-	defer lock.Close()
-	gone := filepath.Join(s.tmp, tmpPrefix+"removed-"+name)
-	if err := os.RemoveAll(gone); err != nil { // of an earlier, interrupted removal; we hold the name's lock
-		return fmt.Errorf("remove tree %s: %w", name, err)
-	}
-	if err := os.Rename(s.Path(name), gone); err != nil {
-		return fmt.Errorf("remove tree %s: %w", name, err)
-	}
-	// Before anything of it is deleted: after a crash no half of it may be present.
-	if err := syncDir(s.trees); err != nil {
-		return fmt.Errorf("remove tree %s: %w", name, err)
+	gone, err := s.retire(ctx, name)
+	if err != nil || gone == "" {
+		return err
 	}
 	if err := removeAll(ctx, gone); err != nil {
 		return fmt.Errorf("remove tree %s: %w", name, err)
 	}
 	return nil
+}
+
+// Retire takes a tree out of the store and leaves its files to the next Sweep, so
+// that whoever holds a lock need not wait until they are unlinked. A tree that is
+// not there is no error.
+func (s *Store) Retire(ctx context.Context, name string) error {
+	_, err := s.retire(ctx, name)
+	return err
+}
+
+// retire renames a tree into tmp; gone is where it lies then, empty if there was none.
+func (s *Store) retire(ctx context.Context, name string) (gone string, err error) {
+	if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
+		return "", fmt.Errorf("remove tree %q: %w", name, errdefs.ErrInvalid)
+	}
+	lock, err := lockEntry(ctx, s.Path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("remove tree %s: %w", name, err)
+	}
+	defer lock.Close()
+	gone = filepath.Join(s.tmp, tmpPrefix+"removed-"+name)
+	if err := os.RemoveAll(gone); err != nil { // of an earlier, interrupted removal; we hold the name's lock
+		return "", fmt.Errorf("remove tree %s: %w", name, err)
+	}
+	if err := os.Rename(s.Path(name), gone); err != nil {
+		return "", fmt.Errorf("remove tree %s: %w", name, err)
+	}
+	// Before anything of it is deleted: after a crash no half of it may be present.
+	if err := syncDir(s.trees); err != nil {
+		return "", fmt.Errorf("remove tree %s: %w", name, err)
+	}
+	return gone, nil
 }
 
 // Sweep deletes what interrupted extractions and removals left in tmp/: each

@@ -1,0 +1,154 @@
+package stage0
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/appc/spec/schema"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/store"
+)
+
+// PodSpec is what both doors ask Prepare for: a finished manifest and the images
+// that its apps run.
+type PodSpec struct {
+	Owner pod.Owner
+	Kind  pod.Kind
+	// Sandbox is the pod that a container joins; empty elsewhere.
+	Sandbox manifest.UUID
+	// Request is the digest of what was asked for; it becomes half of the pod's id.
+	Request manifest.Request
+	// Manifest is complete and valid. It is not changed.
+	Manifest *schema.PodManifest
+	// Images has one entry for each app of the manifest, in its order.
+	Images []AppImage
+}
+
+// AppImage says which image an app runs.
+type AppImage struct {
+	// Name is the image as the user spelt it, Ref its repository digest or id.
+	Name, Ref string
+	Image     store.Image
+}
+
+// Prepare allocates a UUID, makes sure that the trees are there, lays the root
+// filesystems and commits the pod as prepared. It mounts nothing: a prepared pod
+// is plain files. When it fails nothing is left but what a sweep finds.
+//
+// ErrInvalid says that the spec cannot work, ErrNotFound that an image's trees
+// are gone from the store, ErrNoSpace that the disk is full.
+func (p *Pipeline) Prepare(ctx context.Context, spec PodSpec) (manifest.UUID, error) {
+	if err := spec.check(); err != nil {
+		return "", fmt.Errorf("prepare: %w", err)
+	}
+	// Until the commit names the trees, nothing but this lock keeps a collection
+	// from taking them.
+	unlock, err := p.Images.LockShared(ctx)
+	if err != nil {
+		return "", fmt.Errorf("prepare: %w", err)
+	}
+	defer unlock()
+	d, err := p.allocate(ctx, spec)
+	if err != nil {
+		return "", fmt.Errorf("prepare: %w", err)
+	}
+	if err := p.timed(StageRootfs, func() error { return p.layRootfs(d) }); err != nil {
+		return "", errors.Join(fmt.Errorf("prepare: %w", err), d.Discard())
+	}
+	if err := p.timed(StageCommit, func() error { return d.Commit(spec.Manifest) }); err != nil {
+		return "", errors.Join(fmt.Errorf("prepare: %w", err), d.Discard())
+	}
+	return d.UUID(), d.Close()
+}
+
+func (s PodSpec) check() error {
+	if s.Manifest == nil || len(s.Manifest.Apps) != len(s.Images) {
+		return fmt.Errorf("a manifest and one image for each of its apps are needed: %w", errdefs.ErrInvalid)
+	}
+	if s.Kind == pod.KindSandbox && len(s.Images) != 0 {
+		return fmt.Errorf("a sandbox has no apps: %w", errdefs.ErrInvalid)
+	}
+	if s.Kind == pod.KindContainer && (len(s.Images) != 1 || s.Sandbox == "") {
+		return fmt.Errorf("a container has one app and a sandbox: %w", errdefs.ErrInvalid)
+	}
+	if s.Kind == pod.KindPod && len(s.Images) == 0 {
+		return fmt.Errorf("a pod has at least one app: %w", errdefs.ErrInvalid)
+	}
+	return nil
+}
+
+func (p *Pipeline) allocate(ctx context.Context, spec PodSpec) (d *pod.Dir, err error) {
+	r := pod.Record{Owner: spec.Owner, Kind: spec.Kind, Sandbox: spec.Sandbox, Apps: []pod.AppRecord{}}
+	for i, a := range spec.Manifest.Apps {
+		img := spec.Images[i]
+		r.Apps = append(r.Apps, pod.AppRecord{
+			Name:      string(a.Name),
+			ImageID:   string(img.Image.ID),
+			ImageName: img.Name,
+			ImageRef:  img.Ref,
+			Layers:    img.Image.Trees(),
+		})
+	}
+	err = p.timed(StageAllocate, func() error {
+		d, err = p.Pods.New(ctx, r, spec.Request)
+		return err
+	})
+	return d, err
+}
+
+// layRootfs makes the writable side of each app's root filesystem. The layers
+// below it are only looked at: they were extracted when the image was fetched.
+func (p *Pipeline) layRootfs(d *pod.Dir) error {
+	for _, a := range d.Record().Apps {
+		top, err := p.ensureTrees(a)
+		if err != nil {
+			return fmt.Errorf("app %s: %w", a.Name, err)
+		}
+		if err := layUpper(d, a.Name, top); err != nil {
+			return fmt.Errorf("app %s: %w", a.Name, err)
+		}
+	}
+	return nil
+}
+
+// ensureTrees checks that every layer is there and returns the topmost one's root.
+func (p *Pipeline) ensureTrees(a pod.AppRecord) (top string, err error) {
+	if len(a.Layers) == 0 {
+		return "", fmt.Errorf("image %s has no layers: %w", a.ImageName, errdefs.ErrInvalid)
+	}
+	for _, name := range a.Layers {
+		if _, err := os.Stat(p.Trees.Path(name)); err != nil {
+			return "", fmt.Errorf("image %s (%s): layer tree %s is missing, fetch the image again: %w", a.ImageName, a.ImageID, name, errdefs.ErrNotFound)
+		}
+	}
+	return p.Trees.Path(a.Layers[0]) + "/rootfs", nil
+}
+
+// layUpper gives the upper directory the owner and mode of the image's root: in
+// an overlay the root of the merged view shows those of the upper directory.
+func layUpper(d *pod.Dir, app, top string) error {
+	for _, dir := range []string{d.Path("upper", app), d.Path("work", app)} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("lay root filesystem: %w", err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(top, &st); err != nil {
+		return fmt.Errorf("lay root filesystem: %w", &os.PathError{Op: "stat", Path: top, Err: err})
+	}
+	upper := d.Path("upper", app)
+	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil && !errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("lay root filesystem: %w", err)
+	}
+	if err := unix.Chmod(upper, st.Mode&0o7777); err != nil {
+		return fmt.Errorf("lay root filesystem: %w", &os.PathError{Op: "chmod", Path: upper, Err: err})
+	}
+	return nil
+}
