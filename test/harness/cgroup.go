@@ -2,12 +2,14 @@ package harness
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -85,23 +87,26 @@ func cgroupProcs(dir string) []int {
 	return pids
 }
 
-// MakeCgroup makes a cgroup of this name at the top of every hierarchy, fit for
-// processes and for children, and removes it at the end of the test. It returns
-// its path, "/NAME".
-func MakeCgroup(tb testing.TB, name string) string {
+// MakeCgroup makes a cgroup at the top of every hierarchy, fit for processes
+// and for children, a parent for pods. It returns its path, "/NAME". The test
+// fails at its end when there still are children, so call it before the runtime
+// is started.
+func MakeCgroup(tb testing.TB) string {
 	tb.Helper()
 	hs, err := hierarchies()
 	if err != nil {
 		tb.Fatalf("find cgroup hierarchies: %v", err)
 	}
+	name := fmt.Sprintf("%s%d-%d", namePrefix, os.Getpid(), madeCgroups.Add(1))
 	for _, h := range hs {
 		dir := filepath.Join(h.mount, name)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			tb.Fatalf("make cgroup: %v", err)
 		}
 		tb.Cleanup(func() {
-			if err := removeCgroup(dir); err != nil {
-				tb.Errorf("remove cgroup: %v", err)
+			if err := syscall.Rmdir(dir); err != nil {
+				tb.Errorf("remove cgroup %s: %v, children %q", dir, err, children(dir))
+				_ = removeCgroup(dir) // so that the next test finds none
 			}
 		})
 		if h.cpuset {
@@ -109,6 +114,21 @@ func MakeCgroup(tb testing.TB, name string) string {
 		}
 	}
 	return "/" + name
+}
+
+// madeCgroups numbers the cgroups of this process.
+var madeCgroups atomic.Int32
+
+// children lists the cgroups directly below one.
+func children(dir string) []string {
+	var names []string
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names
 }
 
 // copyCpuset gives a v1 cpuset its parent's processors and memory nodes: without

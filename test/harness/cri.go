@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -52,4 +53,25 @@ func RawClient(tb testing.TB, endpoint string) Raw {
 	}
 	tb.Cleanup(func() { conn.Close() })
 	return Raw{runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)}
+}
+
+// RemovePods stops and removes every sandbox that the runtime lists, and with
+// them their containers.
+func RemovePods(tb testing.TB, client Raw) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), criTimeout)
+	defer cancel()
+	list, err := client.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		tb.Errorf("list sandboxes to remove: %v", err)
+		return
+	}
+	for _, s := range list.Items {
+		if _, err := client.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+			tb.Errorf("stop sandbox %s: %v", s.Id, err)
+		}
+		if _, err := client.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+			tb.Errorf("remove sandbox %s: %v", s.Id, err)
+		}
+	}
 }

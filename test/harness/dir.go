@@ -9,12 +9,15 @@ import (
 	"time"
 )
 
+// namePrefix begins the names of directories and cgroups made for a test.
+const namePrefix = "gantry-t"
+
 // Dir makes a directory with a short name (a Unix socket's path is at most 107
 // bytes) that is removed at the end of the test, unless something is still
 // mounted below it.
 func Dir(tb testing.TB) string {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "gantry-t")
+	dir, err := os.MkdirTemp("", namePrefix)
 	if err != nil {
 		tb.Fatalf("make directory: %v", err)
 	}
@@ -46,14 +49,6 @@ func Eventually(tb testing.TB, timeout time.Duration, check func() string) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-}
-
-// cacheDir is the cache outside the checkout that hack/build-kubelet uses too.
-func cacheDir() string {
-	if dir := os.Getenv("GANTRY_CACHE"); dir != "" {
-		return dir
-	}
-	return filepath.Join(os.Getenv("HOME"), ".cache", "gantry")
 }
 
 // checkout is the root of the source tree that this package lies in.

@@ -15,6 +15,8 @@ import (
 
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/test/images"
 )
 
 // GantryOptions vary how the daemon is started.
@@ -46,7 +48,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	if bin := os.Getenv("GANTRY_BIN"); bin != "" {
 		return filepath.Abs(bin)
 	}
-	bin := filepath.Join(cacheDir(), "e2e", "gantry")
+	bin := filepath.Join(images.DefaultCache(), "e2e", "gantry")
 	cmd := exec.Command("go", "build", "-o", bin, "./cmd/gantry")
 	cmd.Dir = checkout()
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -66,8 +68,9 @@ func Binary(tb testing.TB) string {
 }
 
 // NewGantry makes the directories of a daemon that is not started yet: the
-// command line works without it. Leaks of mounts, processes, links and cgroups
-// fail the test at its end.
+// command line works without it. At the end of the test its CRI pods are
+// removed, and mounts, processes, links or cgroups that are left fail the test;
+// pods of the command line are the test's own business.
 func NewGantry(tb testing.TB, o GantryOptions) *Gantry {
 	tb.Helper()
 	if o.CgroupDriver == "" {
@@ -95,6 +98,15 @@ func NewGantry(tb testing.TB, o GantryOptions) *Gantry {
 		scope.Bridge = g.Network.Bridge
 	}
 	CheckLeaks(tb, scope)
+	tb.Cleanup(func() {
+		if g.Process == nil {
+			return
+		}
+		if g.Running() {
+			RemovePods(tb, g.Raw(tb))
+		}
+		g.finish(tb)
+	})
 	return g
 }
 

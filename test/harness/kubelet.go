@@ -68,9 +68,15 @@ func StartKubelet(tb testing.TB, o KubeletOptions) *Kubelet {
 		}
 	}
 	k.clearMounts(tb)
-	k.Cgroup = MakeCgroup(tb, filepath.Base(dir))
+	k.Cgroup = MakeCgroup(tb)
+	k.clearCgroups(tb)
 	k.writeConfig(tb)
-	tb.Cleanup(func() { k.Drain(tb) })
+	tb.Cleanup(func() {
+		if k.Process != nil {
+			defer k.finish(tb) // also when Drain fails
+			k.Drain(tb)
+		}
+	})
 	k.Start(tb)
 	return k
 }
@@ -87,6 +93,23 @@ func (k *Kubelet) clearMounts(tb testing.TB) {
 		for _, m := range mounts {
 			if out, err := exec.Command("umount", m).CombinedOutput(); err != nil {
 				tb.Errorf("unmount volume: %v: %s", err, out)
+			}
+		}
+	})
+}
+
+// clearCgroups removes, at the end of the test, the cgroups that the kubelet
+// keeps for classes of pods. Those of pods are gone by then, or Drain failed.
+func (k *Kubelet) clearCgroups(tb testing.TB) {
+	tb.Helper()
+	tb.Cleanup(func() {
+		hs, err := hierarchies()
+		if err != nil {
+			tb.Errorf("find cgroup hierarchies: %v", err)
+		}
+		for _, h := range hs {
+			if err := removeCgroup(filepath.Join(h.mount, k.Cgroup, "kubepods")); err != nil {
+				tb.Errorf("remove cgroups of kubelet: %v", err)
 			}
 		}
 	})
@@ -204,7 +227,7 @@ func (k *Kubelet) manifest(name string) string { return filepath.Join(k.Manifest
 // PodName is the name of the static pod whose manifest says name.
 func PodName(name string) string { return name + "-" + NodeName }
 
-// Drain removes every manifest and waits until the kubelet has no pod left.
+// Drain removes every manifest and waits until nothing of the pods is left.
 func (k *Kubelet) Drain(tb testing.TB) {
 	tb.Helper()
 	files, err := filepath.Glob(filepath.Join(k.Manifests, "*.json"))
@@ -216,35 +239,33 @@ func (k *Kubelet) Drain(tb testing.TB) {
 			tb.Errorf("remove manifest: %v", err)
 		}
 	}
-	if k.Process == nil || !k.Running() {
+	if !k.Running() {
 		return
 	}
 	Eventually(tb, 90*time.Second, func() string {
-		running, err := k.runningPods(context.Background())
+		pods, err := k.Pods(context.Background())
 		if err != nil {
 			return err.Error()
 		}
-		if len(running) > 0 {
-			return fmt.Sprintf("pods still running: %v", running)
+		if len(pods) > 0 {
+			return fmt.Sprintf("the kubelet still knows %d pods", len(pods))
 		}
-		return ""
+		return k.podCgroups("")
 	})
 }
 
-// runningPods are the pods that the runtime has something of, by the kubelet's
-// account.
-func (k *Kubelet) runningPods(ctx context.Context) ([]string, error) {
-	body, err := k.Get(ctx, "/runningpods/")
+// podCgroups complains of cgroups that the kubelet still has of the pod with
+// this UID, or of any pod: it removes them when all else of a pod has gone.
+// Its lists of running pods may be 2 s old and say nothing.
+func (k *Kubelet) podCgroups(uid string) string {
+	all, err := cgroups()
 	if err != nil {
-		return nil, err
+		return err.Error()
 	}
-	var list corev1.PodList
-	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, fmt.Errorf("decode running pods: %w", err)
+	for dir := range all {
+		if name := filepath.Base(dir); strings.Contains(dir, k.Cgroup+"/") && strings.HasPrefix(name, "pod"+uid) {
+			return "pod cgroup still there: " + dir
+		}
 	}
-	var names []string
-	for _, p := range list.Items {
-		names = append(names, p.Name)
-	}
-	return names, nil
+	return ""
 }

@@ -118,27 +118,21 @@ func (k *Kubelet) WaitReady(tb testing.TB, name string, timeout time.Duration) *
 	})
 }
 
-// WaitGone waits until the kubelet neither knows the pod nor sees it run.
-func (k *Kubelet) WaitGone(tb testing.TB, name string, timeout time.Duration) {
+// WaitGone waits until the kubelet does not know the pod any more and has
+// cleared away all of it.
+func (k *Kubelet) WaitGone(tb testing.TB, pod *corev1.Pod, timeout time.Duration) {
 	tb.Helper()
 	Eventually(tb, timeout, func() string {
 		pods, err := k.Pods(tb.Context())
 		if err != nil {
 			return err.Error()
 		}
-		running, err := k.runningPods(tb.Context())
-		if err != nil {
-			return err.Error()
-		}
-		for _, r := range running {
-			if r == PodName(name) {
-				return "still running"
+		for _, p := range pods {
+			if p.UID == pod.UID {
+				return fmt.Sprintf("pod %s is still known to the kubelet", pod.Name)
 			}
 		}
-		if pods[name] != nil {
-			return "still known to the kubelet"
-		}
-		return ""
+		return k.podCgroups(string(pod.UID))
 	})
 }
 

@@ -99,7 +99,8 @@ func (s *Snapshot) readProcesses(scope LeakScope) error {
 }
 
 // Since lists what is there now and was not there at before. Cgroups count when
-// no process is in them, or one of the scope: others are somebody else's.
+// no process is in them, or one of the scope: others are somebody else's. Those
+// below one of MakeCgroup's are that one's business.
 func (s Snapshot) Since(before Snapshot) []string {
 	var found []string
 	add := func(kind string, now, then set) {
@@ -119,6 +120,9 @@ func (s Snapshot) Since(before Snapshot) []string {
 func (s Snapshot) ownCgroups() set {
 	own := set{}
 	for dir := range s.cgroups {
+		if strings.Contains(dir, "/"+namePrefix) {
+			continue
+		}
 		pids := cgroupProcs(dir)
 		if len(pids) == 0 || slices.ContainsFunc(pids, s.hasProcess) {
 			own[dir] = true

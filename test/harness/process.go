@@ -36,7 +36,7 @@ var starter = sync.OnceValue(func() chan<- func() {
 })
 
 // startProcess starts argv with its output appended to a log file named after
-// name in dir, and ends it with the test.
+// name in dir. The caller sees to its end.
 func startProcess(tb testing.TB, dir, name string, argv []string, env ...string) *Process {
 	tb.Helper()
 	p := &Process{Log: filepath.Join(dir, name+".log"), exited: make(chan struct{})}
@@ -58,13 +58,17 @@ func startProcess(tb testing.TB, dir, name string, argv []string, env ...string)
 		_ = p.cmd.Wait() // the state is read where it matters
 		close(p.exited)
 	}()
-	tb.Cleanup(func() {
-		p.Stop(tb)
-		if tb.Failed() {
-			tb.Logf("end of %s:\n%s", p.Log, p.logTail())
-		}
-	})
 	return p
+}
+
+// finish stops the process and shows the end of its log when the test failed.
+// It is what a cleanup calls.
+func (p *Process) finish(tb testing.TB) {
+	tb.Helper()
+	p.Stop(tb)
+	if tb.Failed() {
+		tb.Logf("end of %s:\n%s", p.Log, p.logTail())
+	}
 }
 
 // PID is the process's id.

@@ -23,7 +23,7 @@ type Registry struct {
 }
 
 const registryConfig = `version: 0.1
-log: {level: warn}
+log: {level: error, accesslog: {disabled: true}}
 storage:
   filesystem: {rootdirectory: %s}
   delete: {enabled: true}
@@ -39,6 +39,7 @@ func StartRegistry(tb testing.TB) *Registry {
 	if err := os.WriteFile(r.config(), []byte(config), 0o644); err != nil {
 		tb.Fatalf("write configuration of registry: %v", err)
 	}
+	tb.Cleanup(func() { r.finish(tb) })
 	r.Start(tb)
 	return r
 }

@@ -14,8 +14,8 @@ import (
 	"strings"
 )
 
-// DefaultCache is where downloaded packages are kept: $GANTRY_CACHE, or
-// ~/.cache/gantry.
+// DefaultCache is where downloaded packages are kept, and what else is made
+// once, outside the checkout: $GANTRY_CACHE, or ~/.cache/gantry.
 func DefaultCache() string {
 	if dir := os.Getenv("GANTRY_CACHE"); dir != "" {
 		return dir
