@@ -1,0 +1,375 @@
+package cri
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/imageref"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/store"
+)
+
+// Images is the image store. *store.Store is one.
+type Images interface {
+	Lookup(name string) (store.Entry, error)
+	List() ([]store.Entry, error)
+	Config(id digest.Digest) (ocispec.Image, error)
+	Remove(ctx context.Context, id digest.Digest) error
+}
+
+// Puller fetches images and frees what no image needs any more. *stage0.Pipeline is one.
+type Puller interface {
+	Fetch(ctx context.Context, req stage0.FetchRequest) (store.Entry, error)
+	CollectTrees(ctx context.Context) ([]string, error)
+}
+
+// Trees tells how much the extracted layers take. *tree.Store is one.
+type Trees interface {
+	Usage() (bytes, inodes int64, err error)
+}
+
+// images are the RPCs of the image service.
+type images struct {
+	store  Images
+	puller Puller
+	jobs   *jobs
+	index  *index
+	fs     *filesystem
+	limits Limits
+	freed  chan struct{} // asks for a collection of trees
+	users  sync.Map      // digest.Digest → user: image configurations never change
+}
+
+func newImages(cfg Config, x *index, js *jobs, limits Limits) *images {
+	i := &images{
+		store: cfg.Images, puller: cfg.Puller, jobs: js, index: x, limits: limits,
+		fs:    &filesystem{trees: cfg.Trees, dir: cfg.DataDir, every: limits.Sample},
+		freed: make(chan struct{}, 1),
+	}
+	x.tasks.Go(i.collect)
+	return i
+}
+
+// collect frees the trees of removed images, one collection at a time, off the
+// path of any call.
+func (i *images) collect() {
+	log := klog.FromContext(i.index.ctx)
+	for {
+		select {
+		case <-i.index.ctx.Done():
+			return
+		case <-i.freed:
+		}
+		freed, err := i.puller.CollectTrees(i.index.ctx)
+		if err != nil && i.index.ctx.Err() == nil {
+			log.Error(err, "Collecting trees failed")
+		}
+		if len(freed) > 0 {
+			log.V(2).Info("Freed layers", "trees", freed)
+		}
+	}
+}
+
+// user is whom an image wants to run as: a number or a name, never both.
+type user struct {
+	uid  *runtimeapi.Int64Value
+	name string
+}
+
+// userOf takes the user out of "user", "uid", "user:group" or "uid:group".
+func userOf(config ocispec.Image) user {
+	name, _, _ := strings.Cut(config.Config.User, ":")
+	if uid, err := strconv.ParseInt(name, 10, 64); err == nil {
+		return user{uid: &runtimeapi.Int64Value{Value: uid}}
+	}
+	return user{name: name}
+}
+
+func (i *images) userOf(id digest.Digest) (user, error) {
+	if u, ok := i.users.Load(id); ok {
+		return u.(user), nil //nolint:forcetypeassert // nothing else is stored
+	}
+	config, err := i.store.Config(id)
+	if err != nil {
+		return user{}, err
+	}
+	u := userOf(config)
+	i.users.Store(id, u)
+	return u, nil
+}
+
+// answer puts a store's entry into CRI's words. pinned are the images that the
+// kubelet must not collect.
+func (i *images) answer(e store.Entry, pinned map[string]bool) (*runtimeapi.Image, error) {
+	u, err := i.userOf(e.Image.ID)
+	if err != nil {
+		return nil, err
+	}
+	id := e.Image.ID.String()
+	return &runtimeapi.Image{
+		Id:          id,
+		RepoTags:    e.Tags,
+		RepoDigests: e.Digests,
+		Size:        uint64(max(1, e.Image.Size)), // 0 is an error to the kubelet
+		Uid:         u.uid,
+		Username:    u.name,
+		Spec:        &runtimeapi.ImageSpec{Image: id},
+		Pinned:      e.Pinned || pinned[id],
+	}, nil
+}
+
+// pinned are the images that pods of the command line hold: the kubelet knows
+// nothing of those pods and would collect their images.
+func (i *images) pinned() map[string]bool {
+	held := map[string]bool{}
+	for _, e := range i.index.all() {
+		if e.record.Owner == pod.OwnerCRI {
+			continue
+		}
+		for _, a := range e.record.Apps {
+			held[a.ImageID] = true
+		}
+	}
+	return held
+}
+
+// ListImages lists what the store has. An image that cannot be read costs itself.
+func (i *images) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	var entries []store.Entry
+	if name := r.GetFilter().GetImage().GetImage(); name != "" {
+		e, err := i.store.Lookup(name)
+		if errors.Is(err, errdefs.ErrNotFound) {
+			return &runtimeapi.ListImagesResponse{}, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, e)
+	} else {
+		all, err := i.store.List()
+		if err != nil {
+			return nil, err
+		}
+		entries = all
+	}
+	pinned := i.pinned()
+	resp := &runtimeapi.ListImagesResponse{}
+	for _, e := range entries {
+		img, err := i.answer(e, pinned)
+		if err != nil {
+			klog.FromContext(ctx).V(2).Info("Image left out", "image", e.Image.ID, "err", err)
+			continue
+		}
+		resp.Images = append(resp.Images, img)
+	}
+	return resp, nil
+}
+
+// ImageStatus answers without an image, and without an error, for one that is absent.
+func (i *images) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+	name := r.GetImage().GetImage()
+	if name == "" {
+		return nil, fmt.Errorf("the image's name is missing: %w", errdefs.ErrInvalid)
+	}
+	e, err := i.store.Lookup(name)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return &runtimeapi.ImageStatusResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	img, err := i.answer(e, i.pinned())
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return &runtimeapi.ImageStatusResponse{}, nil // removed meanwhile
+	}
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.ImageStatusResponse{Image: img}
+	if r.GetVerbose() {
+		config, err := i.store.Config(e.Image.ID)
+		if err != nil {
+			return nil, err
+		}
+		resp.Info = infoOf(map[string]any{"imageSpec": config, "layers": e.Image.Layers, "manifestDigest": e.Image.ManifestDigest, "appcID": e.Image.AppcID})
+	}
+	return resp, nil
+}
+
+// pullsOf begins the keys of all pulls of a reference.
+func pullsOf(ref string) string { return fmt.Sprintf("pull of %q ", ref) }
+
+// PullImage asks the registry, every time and with the caller's credentials.
+// Equal requests join. A pull whose callers have all gone is cancelled after a
+// grace; layers that were finished stay.
+func (i *images) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	ref, err := imageref.Parse(r.GetImage().GetImage())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetAuth().GetRegistryToken() != "" {
+		return nil, fmt.Errorf("auth.registry_token is not supported: %w", errdefs.ErrInvalid)
+	}
+	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(r.GetAuth())
+	if err != nil {
+		return nil, fmt.Errorf("auth: %w: %w", errdefs.ErrInvalid, err)
+	}
+	// A pull without a pod is somebody's who will not wait; one with a pod must not
+	// join it and share its end.
+	key := fmt.Sprintf("%sfor a pod %t, credentials %x", pullsOf(ref.String()), r.GetSandboxConfig() != nil, sha256.Sum256(raw))
+	id, err := i.jobs.do(ctx, work{
+		key:   key,
+		grace: i.limits.PullGrace,
+		run: func(ctx context.Context) (string, error) {
+			e, err := i.puller.Fetch(ctx, stage0.FetchRequest{Ref: ref, Credentials: credentials(r.GetAuth())})
+			return e.Image.ID.String(), err
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PullImageResponse{ImageRef: id}, nil
+}
+
+// credentials gives a host what the kubelet sent for it, and nothing to others.
+func credentials(a *runtimeapi.AuthConfig) func(host string) (user, secret string, err error) {
+	if a == nil {
+		return nil
+	}
+	return func(host string) (string, string, error) {
+		if a.GetServerAddress() != "" && canonicalHost(a.GetServerAddress()) != canonicalHost(host) {
+			return "", "", nil
+		}
+		switch {
+		case a.GetUsername() != "":
+			return a.GetUsername(), a.GetPassword(), nil
+		case a.GetIdentityToken() != "":
+			return "", a.GetIdentityToken(), nil
+		case a.GetAuth() == "":
+			return "", "", nil
+		}
+		raw, err := base64.StdEncoding.DecodeString(a.GetAuth())
+		user, secret, ok := strings.Cut(string(raw), ":")
+		if err != nil || !ok {
+			return "", "", fmt.Errorf("auth.auth is not base64 of user:password: %w", errdefs.ErrInvalid)
+		}
+		return user, strings.Trim(secret, "\x00"), nil
+	}
+}
+
+// canonicalHost is the host of an address that may be a URL. Docker Hub has
+// several names.
+func canonicalHost(address string) string {
+	if u, err := url.Parse(address); err == nil && u.Host != "" {
+		address = u.Host
+	}
+	address, _, _ = strings.Cut(address, "/")
+	switch address {
+	case "index.docker.io", "registry-1.docker.io":
+		return "docker.io"
+	}
+	return address
+}
+
+// RemoveImage removes an image with all its names. What runs from it keeps its
+// layers. An image that is absent is removed.
+func (i *images) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+	name := r.GetImage().GetImage()
+	if name == "" {
+		return nil, fmt.Errorf("the image's name is missing: %w", errdefs.ErrInvalid)
+	}
+	names := []string{}
+	if ref, err := imageref.Parse(name); err == nil {
+		names = append(names, ref.String())
+	}
+	e, err := i.store.Lookup(name)
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return nil, err
+	}
+	found := err == nil
+	// A pull that nobody waits for must not bring the image back.
+	for _, n := range append(append(names, e.Tags...), e.Digests...) {
+		if err := i.jobs.send(ctx, pullsOf(n)); err != nil {
+			return nil, err
+		}
+	}
+	if !found {
+		if e, err = i.store.Lookup(name); errors.Is(err, errdefs.ErrNotFound) {
+			return &runtimeapi.RemoveImageResponse{}, nil
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	if err := i.store.Remove(ctx, e.Image.ID); err != nil {
+		return nil, err
+	}
+	i.users.Delete(e.Image.ID)
+	select {
+	case i.freed <- struct{}{}:
+	default:
+	}
+	return &runtimeapi.RemoveImageResponse{}, nil
+}
+
+// ImageFsInfo tells how much the layers take, as of the last sample.
+func (i *images) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	u, err := i.fs.usage()
+	if err != nil {
+		return nil, err
+	}
+	// Images and writable layers lie on one file system.
+	return &runtimeapi.ImageFsInfoResponse{
+		ImageFilesystems:     []*runtimeapi.FilesystemUsage{u},
+		ContainerFilesystems: []*runtimeapi.FilesystemUsage{proto.CloneOf(u)},
+	}, nil
+}
+
+// filesystem keeps the last sample of what the layers take.
+type filesystem struct {
+	trees Trees
+	dir   string
+	every time.Duration
+
+	mu   sync.Mutex // protects last
+	last *runtimeapi.FilesystemUsage
+}
+
+func (f *filesystem) usage() (*runtimeapi.FilesystemUsage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	if f.last != nil && now.UnixNano()-f.last.GetTimestamp() < f.every.Nanoseconds()/2 {
+		return f.last, nil
+	}
+	bytes, inodes, err := f.trees.Usage()
+	if err != nil {
+		return nil, err
+	}
+	f.last = fsUsage(f.dir, now, bytes, inodes)
+	return f.last, nil
+}
+
+func fsUsage(dir string, at time.Time, bytes, inodes int64) *runtimeapi.FilesystemUsage {
+	return &runtimeapi.FilesystemUsage{
+		Timestamp:  at.UnixNano(),
+		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: dir},
+		UsedBytes:  &runtimeapi.UInt64Value{Value: uint64(max(0, bytes))},
+		InodesUsed: &runtimeapi.UInt64Value{Value: uint64(max(0, inodes))},
+	}
+}
