@@ -34,6 +34,7 @@ type dir struct {
 
 	implied   bool // no entry of its own so far
 	opaque    bool // hides lower layers: overlay's mark is due
+	alone     bool // it or a parent is opaque
 	times     [2]unix.Timespec
 	whiteouts map[string]struct{} // names that this layer removes from lower ones
 }

@@ -29,6 +29,9 @@ import (
 // directories, with the attributes of the topmost layer that really has them
 // and that no whiteout hides, and their parents with the attributes that the
 // merged view has.
+//
+// It also has the directories whose whiteouts would be listed as files: the
+// kernel leaves whiteouts out of a listing only where two layers are merged.
 func (s *Store) Fixup(ctx context.Context, diffIDs []digest.Digest) (string, error) {
 	name, err := s.fixup(ctx, diffIDs)
 	if err != nil {
@@ -38,7 +41,7 @@ func (s *Store) Fixup(ctx context.Context, diffIDs []digest.Digest) (string, err
 }
 
 func (s *Store) fixup(ctx context.Context, diffIDs []digest.Digest) (string, error) {
-	if len(diffIDs) < 2 {
+	if len(diffIDs) == 0 {
 		return "", nil
 	}
 	chainID := identity.ChainID(diffIDs)
@@ -68,8 +71,9 @@ func (s *Store) fixup(ctx context.Context, diffIDs []digest.Digest) (string, err
 type stack []stackLayer
 
 type stackLayer struct {
-	root    string // path of rootfs/
-	implied map[string]bool
+	root      string // path of rootfs/
+	implied   map[string]bool
+	whiteouts map[string]bool // directories that hold some
 }
 
 func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
@@ -82,13 +86,18 @@ func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
 		if !ok {
 			return nil, fmt.Errorf("tree of layer %s: %w", id, errdefs.ErrNotFound)
 		}
-		l := stackLayer{root: filepath.Join(s.Path(Name(id)), rootfsName), implied: make(map[string]bool, len(m.Implied))}
-		for _, p := range m.Implied {
-			l.implied[p] = true
-		}
-		st = append(st, l)
+		root := filepath.Join(s.Path(Name(id)), rootfsName)
+		st = append(st, stackLayer{root: root, implied: set(m.Implied), whiteouts: set(m.Whiteouts)})
 	}
 	return st, nil
+}
+
+func set(paths []string) map[string]bool {
+	m := make(map[string]bool, len(paths))
+	for _, p := range paths {
+		m[p] = true
+	}
+	return m
 }
 
 // sources returns the directories of the fix-up tree, each with the directory
@@ -116,7 +125,10 @@ func (st stack) sources(ctx context.Context) (map[string]string, error) {
 			continue
 		}
 		merged[p] = m
-		if m.source < 0 || m.source == m.layers[0] {
+		covered := m.source >= 0 && m.source != m.layers[0]
+		// The root is always merged with the upper layer.
+		listed := p != "." && len(m.layers) == 1 && st[m.layers[0]].whiteouts[p]
+		if !covered && !listed {
 			continue
 		}
 		for q := p; ; q = path.Dir(q) {
@@ -144,19 +156,20 @@ func allLayers(st stack) []int {
 	return all
 }
 
-// candidates returns the implied directories of all layers and their parents,
-// parents first. The root is always there; so are all parents of a directory,
-// implied or not, since the merged view is built from the root down.
+// candidates returns the directories that may need the fix-up tree, and all
+// their parents, parents first.
 func (st stack) candidates() []string {
-	set := map[string]struct{}{".": {}}
-	for _, l := range st[:len(st)-1] { // below the last there is nothing to inherit from
-		for p := range l.implied {
-			for ; p != "."; p = path.Dir(p) {
-				set[p] = struct{}{}
+	paths := map[string]struct{}{".": {}}
+	for _, l := range st {
+		for _, from := range []map[string]bool{l.implied, l.whiteouts} {
+			for p := range from {
+				for ; p != "."; p = path.Dir(p) {
+					paths[p] = struct{}{}
+				}
 			}
 		}
 	}
-	return slices.SortedFunc(maps.Keys(set), parentsFirst)
+	return slices.SortedFunc(maps.Keys(paths), parentsFirst)
 }
 
 // mergedDir is a directory of the merged view.

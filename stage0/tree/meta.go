@@ -34,6 +34,8 @@ type Meta struct {
 	// Implied lists the directories that the layer names only as parents of
 	// other entries, sorted, relative to the root, which is ".".
 	Implied []string `json:"implied,omitempty"`
+	// Whiteouts lists the directories that hold whiteouts, as Implied does.
+	Whiteouts []string `json:"whiteouts,omitempty"`
 	// Skipped lists what was left out of the tree, at most maxSkipped items.
 	Skipped []Skipped `json:"skipped,omitempty"`
 }

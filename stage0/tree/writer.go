@@ -42,8 +42,9 @@ type writer struct {
 	inodes  int64
 	blocks  int64 // of 512 bytes
 	tarSize int64
-	implied []string
-	skipped []Skipped
+
+	implied, whiteouts []string
+	skipped            []Skipped
 }
 
 func newWriter(tmp string, limits Limits) (*writer, error) {
@@ -67,7 +68,7 @@ func (w *writer) close() error {
 func (w *writer) meta() Meta {
 	return Meta{
 		Schema: schema, Size: w.blocks * 512, Inodes: w.inodes,
-		Implied: w.implied, Skipped: w.skipped, TarSize: w.tarSize,
+		Implied: w.implied, Whiteouts: w.whiteouts, Skipped: w.skipped, TarSize: w.tarSize,
 	}
 }
 
@@ -213,10 +214,8 @@ func (w *writer) skip(name, reason string) {
 // came first; a directory with a whiteout of its name hides the lower one.
 func (w *writer) finish(ctx context.Context) error {
 	err := w.dirs.each(func(d *dir) error {
-		for name := range d.whiteouts {
-			if err := w.writeWhiteout(d, name); err != nil {
-				return fmt.Errorf("whiteout of %q: %w", join(d, name), err)
-			}
+		if err := w.writeWhiteouts(d); err != nil {
+			return err
 		}
 		return context.Cause(ctx)
 	})
@@ -233,25 +232,45 @@ func (w *writer) finish(ctx context.Context) error {
 		return context.Cause(ctx)
 	})
 	slices.Sort(w.implied)
+	slices.Sort(w.whiteouts)
 	return err
 }
 
+// writeWhiteouts writes those of one directory. Below an opaque directory
+// there is nothing to remove, and a whiteout there would show up in listings.
+func (w *writer) writeWhiteouts(d *dir) error {
+	d.alone = d.opaque || d.parent != nil && d.parent.alone
+	before := w.inodes
+	for name := range d.whiteouts {
+		if k := d.kids[name]; k != nil {
+			// What the layer has below is all there is: nothing is left to inherit from.
+			k.opaque, k.implied = true, false
+			continue
+		}
+		if d.alone {
+			continue
+		}
+		if err := w.writeWhiteout(d, name); err != nil {
+			return fmt.Errorf("whiteout of %q: %w", join(d, name), err)
+		}
+	}
+	if w.inodes > before {
+		w.whiteouts = append(w.whiteouts, d.path())
+	}
+	return nil
+}
+
 func (w *writer) writeWhiteout(d *dir, name string) error {
-	if k := d.kids[name]; k != nil {
-		// What the directory has below is all there is: nothing is left to inherit from.
-		k.opaque, k.implied = true, false
-		return nil
+	if err := w.dirs.check(d, name); err != nil {
+		return err
 	}
 	fd, err := w.dirs.fd(d)
 	if err != nil {
 		return err
 	}
-	if err := w.dirs.check(d, name); err != nil {
-		return err
-	}
 	err = unix.Mknodat(fd, name, unix.S_IFCHR, 0)
 	if errors.Is(err, unix.EEXIST) {
-		return nil
+		return nil // the layer's own
 	}
 	if err == nil {
 		w.inodes++
