@@ -1,0 +1,190 @@
+package stage0
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/appc/spec/schema"
+	"github.com/appc/spec/schema/types"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/store"
+	"github.com/gantry-cri/gantry/stage0/tree"
+)
+
+// stageLog is an Observer that remembers.
+type stageLog struct {
+	mu     sync.Mutex
+	stages []Stage
+	failed []Stage
+}
+
+func (l *stageLog) StageDone(s Stage, _ time.Duration, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stages = append(l.stages, s)
+	if err != nil {
+		l.failed = append(l.failed, s)
+	}
+}
+
+func (l *stageLog) BytesFetched(int64) {}
+
+func newPreparer(t *testing.T) (*Pipeline, *stageLog) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("layers keep their owners: needs root")
+	}
+	dir := t.TempDir()
+	images, err := store.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trees, err := tree.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods, err := pod.Open(dir, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &stageLog{}
+	return &Pipeline{Images: images, Trees: trees, Pods: pods, Observer: log}, log
+}
+
+// extracted commits a layer whose root directory has a mode and an owner.
+func extracted(t *testing.T, p *Pipeline, root tar.Header) store.Layer {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	root.Name, root.Typeflag = "./", tar.TypeDir
+	if err := errors.Join(w.WriteHeader(&root), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	id := digest.FromBytes(buf.Bytes())
+	l := tree.Layer{Digest: id, DiffID: id, Size: int64(buf.Len()), MediaType: ocispec.MediaTypeImageLayer}
+	pending, err := p.Trees.Extract(t.Context(), l, &buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Trees.Commit(t.Context(), pending); err != nil {
+		t.Fatal(err)
+	}
+	return store.Layer{Digest: id, DiffID: id, Size: l.Size, Tree: tree.Name(id)}
+}
+
+func manifestOf(apps ...string) *schema.PodManifest {
+	pm := schema.BlankPodManifest()
+	for _, a := range apps {
+		pm.Apps = append(pm.Apps, schema.RuntimeApp{
+			Name:  types.ACName(a),
+			Image: schema.RuntimeImage{ID: *types.NewHashSHA512([]byte(a))},
+			App:   &types.App{Exec: types.Exec{"/x"}, User: "0", Group: "0"},
+		})
+	}
+	return pm
+}
+
+func TestPrepare(t *testing.T) {
+	p, log := newPreparer(t)
+	layer := extracted(t, p, tar.Header{Mode: 0o2750, Uid: 12, Gid: 34})
+	img := store.Image{ID: "sha256:x", Layers: []store.Layer{layer}}
+	u, err := p.Prepare(t.Context(), PodSpec{
+		Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: manifestOf("a", "b"),
+		Images: []AppImage{{Name: "a:1", Ref: "a@d", Image: img}, {Name: "b:1", Image: img}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := p.Pods.Load(u)
+	if err != nil || got.State() != pod.Prepared || len(got.Record.Apps) != 2 {
+		t.Fatalf("pod %+v, %v", got, err)
+	}
+	if a := got.Record.Apps[0]; a.Name != "a" || a.ImageName != "a:1" || a.ImageRef != "a@d" || !slices.Equal(a.Layers, []string{layer.Tree}) {
+		t.Errorf("record of app a: %+v", a)
+	}
+	st, err := os.Stat(p.Pods.Path(u, "upper", "b"))
+	if err != nil || st.Mode() != os.ModeDir|os.ModeSetgid|0o750 {
+		t.Errorf("the upper directory has not the mode of the image's root: %v, %v", st.Mode(), err)
+	}
+	if !slices.Equal(log.stages, []Stage{StageAllocate, StageRootfs, StageCommit}) || len(log.failed) != 0 {
+		t.Errorf("stages %v, failed %v", log.stages, log.failed)
+	}
+	if retired, err := p.CollectTrees(t.Context()); err != nil || len(retired) != 0 {
+		t.Errorf("a collection took a tree of a prepared pod: %v, %v", retired, err)
+	}
+}
+
+func TestPrepareThatFailsLeavesNothing(t *testing.T) {
+	p, log := newPreparer(t)
+	img := store.Image{ID: "sha256:x", Layers: []store.Layer{{Tree: "notthere1234"}}}
+	spec := PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: manifestOf("a"), Images: []AppImage{{Name: "a:1", Image: img}}}
+	if _, err := p.Prepare(t.Context(), spec); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Fatalf("missing tree: %v", err)
+	}
+	if !slices.Equal(log.failed, []Stage{StageRootfs}) {
+		t.Errorf("failed stages %v", log.failed)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	unlock, err := p.Images.LockExclusive(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Prepare(ctx, spec); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled while a collection runs: %v", err)
+	}
+	unlock()
+	if left, err := p.Pods.List(); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+}
+
+func TestPrepareRefuses(t *testing.T) {
+	p := &Pipeline{}
+	one := []AppImage{{}}
+	for _, tc := range []struct {
+		name string
+		spec PodSpec
+	}{
+		{"no manifest", PodSpec{Kind: pod.KindPod}},
+		{"an app without an image", PodSpec{Kind: pod.KindPod, Manifest: manifestOf("a")}},
+		{"a sandbox with an app", PodSpec{Kind: pod.KindSandbox, Manifest: manifestOf("a"), Images: one}},
+		{"a container without a sandbox", PodSpec{Kind: pod.KindContainer, Manifest: manifestOf("a"), Images: one}},
+		{"a pod without apps", PodSpec{Kind: pod.KindPod, Manifest: manifestOf()}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if _, err := p.Prepare(t.Context(), tc.spec); !errors.Is(err, errdefs.ErrInvalid) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestCollectTakesWhatNobodyNames(t *testing.T) {
+	p, _ := newPreparer(t)
+	used := extracted(t, p, tar.Header{Mode: 0o755})
+	unused := extracted(t, p, tar.Header{Mode: 0o700})
+	img := store.Image{ID: "sha256:x", Layers: []store.Layer{used}}
+	if _, err := p.Prepare(t.Context(), PodSpec{Owner: pod.OwnerCRI, Kind: pod.KindPod, Manifest: manifestOf("a"), Images: []AppImage{{Image: img}}}); err != nil {
+		t.Fatal(err)
+	}
+	retired, err := p.CollectTrees(t.Context())
+	if err != nil || !slices.Equal(retired, []string{unused.Tree}) {
+		t.Fatalf("retired %v, %v; want %s", retired, err, unused.Tree)
+	}
+	names, err := p.Trees.List()
+	if err != nil || !slices.Equal(names, []string{used.Tree}) {
+		t.Errorf("trees left: %v, %v", names, err)
+	}
+}
