@@ -132,18 +132,7 @@ func TestMake(t *testing.T) {
 	if got, _ := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); !bytes.Equal(got, hostForward) {
 		t.Errorf("node's sysctl changed to %q", got)
 	}
-	if err := Do(Pin(dir, Net), func() error {
-		links, err := netlink.LinkList()
-		if err != nil {
-			return err
-		}
-		if len(links) == 0 || links[0].Attrs().RawFlags&unix.IFF_UP == 0 || links[0].Attrs().Name != "lo" {
-			t.Errorf("lo is not up: %+v", links)
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	loopbackIsUp(t, Pin(dir, Net))
 	if err := Make(Spec{Dir: dir, Net: true}); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("made again: %v", err)
 	}
@@ -154,6 +143,22 @@ func TestMake(t *testing.T) {
 		if err := Unpin(dir); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func loopbackIsUp(t *testing.T, netns string) {
+	t.Helper()
+	if err := Do(netns, func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		if len(links) == 0 || links[0].Attrs().RawFlags&unix.IFF_UP == 0 || links[0].Attrs().Name != "lo" {
+			t.Errorf("lo is not up: %+v", links)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -102,16 +102,7 @@ func (n *node) plan(name string, ports ...Port) Attachment {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	// What DEL gets is what was written down, by another process perhaps.
-	b, err := json.Marshal(a)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	var back Attachment
-	if err := json.Unmarshal(b, &back); err != nil {
-		n.t.Fatal(err)
-	}
-	return back
+	return throughJSON(n.t, a)
 }
 
 func within(t *testing.T, d time.Duration) context.Context {
