@@ -335,7 +335,7 @@ func (r *meteredReader) Read(b []byte) (int, error) {
 	start := time.Now()
 	n, err := r.blob.Read(b)
 	r.waited += time.Since(start)
-	r.failed = r.failed || (err != nil && !errors.Is(err, io.EOF))
+	r.failed = r.failed || (err != nil && err != io.EOF)
 	r.pipeline.fetched(n)
 	return n, err
 }

@@ -112,9 +112,9 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		b.trace.progress()
 	}
 	switch {
-	case errors.Is(err, io.EOF) && b.got == b.desc.Size:
+	case err == io.EOF && b.got == b.desc.Size:
 		b.err = io.EOF
-	case errors.Is(err, io.EOF):
+	case err == io.EOF:
 		b.err = fmt.Errorf("%s: it has %d bytes, %d were promised: %w", b.trace.where(), b.got, b.desc.Size, errdefs.ErrUnverified)
 	case err != nil:
 		b.err = b.trace.explain(b.ctx, err)

@@ -49,6 +49,9 @@ var layerTypes = map[string]bool{
 	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":    true,
 }
 
+// errSchema1 says that an image has a format that docker gave up in 2017.
+var errSchema1 = fmt.Errorf("docker schema 1 manifests are not supported, push the image again with a current tool: %w", errdefs.ErrUnsupported)
+
 // maxDescriptors bounds how many entries an index or layers a manifest may list.
 // overlayfs stacks at most 500 layers.
 const maxDescriptors = 1000
@@ -76,7 +79,7 @@ func decodeDocument(data []byte, served string) (document, error) {
 		return document{}, fmt.Errorf("not a manifest: %w: %w", err, errdefs.ErrInvalid)
 	}
 	if probe.SchemaVersion == 1 || probe.FSLayers != nil {
-		return document{}, fmt.Errorf("docker schema 1 manifests are not supported, push the image again with a current tool: %w", errdefs.ErrUnsupported)
+		return document{}, errSchema1
 	}
 	if probe.SchemaVersion != 2 {
 		return document{}, fmt.Errorf("not a manifest: schemaVersion is %d, want 2: %w", probe.SchemaVersion, errdefs.ErrInvalid)

@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	maxRetries    = 4
+	maxRetries    = 3
 	firstBackoff  = 200 * time.Millisecond
 	maxRetryAfter = 10 * time.Second
 )
@@ -227,6 +227,14 @@ func (t *trace) explain(ctx context.Context, err error) error {
 	if errors.As(err, &u) {
 		err = u.Err
 	}
+	if errors.Is(err, io.EOF) {
+		// A connection that was closed before its answer; nobody above may take
+		// it for the end of the bytes.
+		err = io.ErrUnexpectedEOF
+	}
+	if cerrdefs.IsNotImplemented(err) {
+		err = errSchema1
+	}
 	class := classOf(err)
 	if class == nil {
 		return fmt.Errorf("%s: %w", t.where(), err)
@@ -250,8 +258,6 @@ func classOf(err error) error {
 		return errdefs.ErrNotFound
 	case errors.Is(err, docker.ErrInvalidAuthorization):
 		return errdefs.ErrDenied
-	case cerrdefs.IsNotImplemented(err): // a schema 1 manifest
-		return errdefs.ErrUnsupported
 	case cerrdefs.IsFailedPrecondition(err): // more bytes than the descriptor says
 		return errdefs.ErrUnverified
 	case errors.Is(err, digest.ErrDigestInvalidFormat), errors.Is(err, digest.ErrDigestInvalidLength), errors.Is(err, digest.ErrDigestUnsupported):
