@@ -43,10 +43,14 @@ type Gantry struct {
 	options     GantryOptions
 }
 
-// binary is $GANTRY_BIN, or gantry built from this checkout.
+// binary is $GANTRY_BIN (from the root of the checkout), or gantry built from
+// the checkout.
 var binary = sync.OnceValues(func() (string, error) {
 	if bin := os.Getenv("GANTRY_BIN"); bin != "" {
-		return filepath.Abs(bin)
+		if !filepath.IsAbs(bin) {
+			bin = filepath.Join(checkout(), bin)
+		}
+		return bin, nil
 	}
 	bin := filepath.Join(images.DefaultCache(), "e2e", "gantry")
 	cmd := exec.Command("go", "build", "-o", bin, "./cmd/gantry")
