@@ -79,7 +79,6 @@ func TestExtractObjects(t *testing.T) {
 // checkUsage compares the record with what a walk finds.
 func checkUsage(t *testing.T, root string, meta tree.Meta) {
 	t.Helper()
-	unix.Sync()
 	var size int64
 	seen := map[uint64]bool{}
 	err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
