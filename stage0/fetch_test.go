@@ -1,0 +1,480 @@
+package stage0_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha512"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/fetch"
+	"github.com/gantry-cri/gantry/stage0/fetch/registrytest"
+	"github.com/gantry-cri/gantry/stage0/imageref"
+	"github.com/gantry-cri/gantry/stage0/store"
+	"github.com/gantry-cri/gantry/stage0/tree"
+)
+
+var linux = v1.Platform{OS: "linux", Architecture: "amd64"}
+
+// observer records what a pipeline reports.
+type observer struct {
+	mu     sync.Mutex
+	stages []string
+	took   map[stage0.Stage]time.Duration
+	bytes  int64
+}
+
+func (o *observer) StageDone(s stage0.Stage, d time.Duration, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	if o.took == nil {
+		o.took = map[stage0.Stage]time.Duration{}
+	}
+	o.stages = append(o.stages, string(s)+" "+result)
+	o.took[s] += d
+}
+
+func (o *observer) BytesFetched(n int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.bytes += n
+}
+
+func (o *observer) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.Join(o.stages, ", ")
+}
+
+// newPipeline returns a pipeline on dir, as a process of its own would have it.
+func newPipeline(t *testing.T, dir string) (*stage0.Pipeline, *observer) {
+	t.Helper()
+	images, err := store.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trees, err := tree.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &observer{}
+	source := fetch.NewRegistry(fetch.Config{ResolveTimeout: 2 * time.Second, IdleTimeout: 2 * time.Second})
+	return &stage0.Pipeline{Images: images, Trees: trees, Source: source, Observer: o}, o
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("extracting layers needs root")
+	}
+}
+
+func request(t *testing.T, s string) stage0.FetchRequest {
+	t.Helper()
+	r, err := imageref.Parse(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stage0.FetchRequest{Ref: r, Platform: &ocispec.Platform{OS: "linux", Architecture: "amd64"}}
+}
+
+func wantEmpty(t *testing.T, dir ...string) {
+	t.Helper()
+	left, err := os.ReadDir(filepath.Join(dir...))
+	if err != nil || len(left) != 0 {
+		t.Errorf("%s holds %v, %v; want nothing", filepath.Join(dir...), left, err)
+	}
+}
+
+func digestOf(t *testing.T, x interface{ Digest() (v1.Hash, error) }) string {
+	t.Helper()
+	h, err := x.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h.String()
+}
+
+func rootfsFile(t *testing.T, p *stage0.Pipeline, name, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(p.Trees.Path(name), "rootfs", path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestFetch(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	for _, tc := range []struct {
+		name          string
+		docker, plain bool
+	}{
+		{name: "oci-gzip"}, {name: "oci-plain", plain: true}, {name: "docker-gzip", docker: true}, {name: "docker-plain", docker: true, plain: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			mk := registrytest.Layer
+			if tc.plain {
+				mk = registrytest.PlainLayer
+			}
+			img := registrytest.Image(t, registrytest.Spec{Docker: tc.docker, Platform: linux, Author: tc.name, Layers: []v1.Layer{
+				mk(t, tc.docker, registrytest.Tar(t, "low", "1")), mk(t, tc.docker, registrytest.Tar(t, "top", "2")),
+			}})
+			index := registrytest.Index(t, tc.docker, registrytest.Entry(registrytest.Image(t, registrytest.Spec{Author: "other"}), &v1.Platform{OS: "plan9", Architecture: "mips"}), registrytest.Entry(img, &linux))
+			name := reg.Push(t, "a/"+tc.name+":1", index)
+			repo := strings.TrimSuffix(name, ":1")
+			dir := t.TempDir()
+			p, o := newPipeline(t, dir)
+			e, err := p.Fetch(context.Background(), request(t, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkImage(t, p, e, img)
+			if fmt.Sprint(e.Tags) != "["+name+"]" || fmt.Sprint(e.Digests) != "["+repo+"@"+digestOf(t, index)+"]" {
+				t.Errorf("names %v, %v; want the tag and the index's digest", e.Tags, e.Digests)
+			}
+			if got := o.String(); got != "resolve ok, fetch ok, verify ok, extract ok" {
+				t.Errorf("stages: %s", got)
+			}
+			if o.bytes == 0 || o.took[stage0.StageFetch] <= 0 || o.took[stage0.StageExtract] <= 0 {
+				t.Errorf("%d bytes, stages took %v", o.bytes, o.took)
+			}
+			wantEmpty(t, dir, "tmp")
+		})
+	}
+}
+
+// checkImage compares the record, its files and its trees with what was pushed.
+func checkImage(t *testing.T, p *stage0.Pipeline, e store.Entry, img v1.Image) {
+	t.Helper()
+	raw, err := img.RawManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := img.ConfigName()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := e.Image
+	if got.ID.String() != id.String() || got.ManifestDigest.String() != digestOf(t, img) || got.AppcID != fmt.Sprintf("sha512-%x", sha512.Sum512(raw)) {
+		t.Errorf("record %+v", got)
+	}
+	if got.Size <= int64(len(raw)) || got.Platform.Architecture != "amd64" || got.PulledAt.IsZero() || len(got.Layers) != 2 {
+		t.Errorf("record %+v", got)
+	}
+	stored, err := p.Images.Manifest(got.ID)
+	if err != nil || !bytes.Equal(stored, raw) {
+		t.Errorf("manifest %s, %v", stored, err)
+	}
+	if c, err := p.Images.Config(got.ID); err != nil || c.Architecture != "amd64" {
+		t.Errorf("config %+v, %v", c, err)
+	}
+	trees := got.Trees()
+	if top := trees[len(trees)-2]; rootfsFile(t, p, top, "top") != "2" {
+		t.Error("the top layer has other contents")
+	}
+	if low := trees[len(trees)-1]; rootfsFile(t, p, low, "low") != "1" {
+		t.Error("the lowest layer has other contents")
+	}
+}
+
+func TestFetchByDigest(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	img := registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))}})
+	repo := strings.TrimSuffix(reg.Push(t, "i:1", img), ":1")
+	p, _ := newPipeline(t, t.TempDir())
+	for _, ref := range []string{repo + "@" + digestOf(t, img), repo + ":9@" + digestOf(t, img)} {
+		e, err := p.Fetch(context.Background(), request(t, ref))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(e.Tags) != 0 || fmt.Sprint(e.Digests) != "["+repo+"@"+digestOf(t, img)+"]" {
+			t.Errorf("%s: names %v, %v; want the digest alone", ref, e.Tags, e.Digests)
+		}
+		if found, err := p.Images.Lookup(ref); err != nil || found.Image.ID != e.Image.ID {
+			t.Errorf("Lookup(%s) = %v, %v", ref, found.Image.ID, err)
+		}
+	}
+}
+
+// An image without layers, an empty layer and the same layer twice.
+func TestFetchOddLayers(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	none := registrytest.Layer(t, false, registrytest.Tar(t))
+	one := registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))
+	plain := registrytest.PlainLayer(t, false, registrytest.Tar(t, "a", "1"))
+	p, _ := newPipeline(t, t.TempDir())
+	for _, tc := range []struct {
+		name   string
+		layers []v1.Layer
+		trees  int
+	}{
+		{"no-layers", nil, 0},
+		{"empty", []v1.Layer{none}, 1},
+		{"twice", []v1.Layer{one, none, one}, 2},
+		{"compressed-and-not", []v1.Layer{one, plain}, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			name := reg.Push(t, "odd:"+tc.name, registrytest.Image(t, registrytest.Spec{Platform: linux, Author: tc.name, Layers: tc.layers}))
+			e, err := p.Fetch(context.Background(), request(t, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(e.Image.Layers) != len(tc.layers) || len(e.Image.Trees()) != tc.trees || e.Image.Size <= 0 {
+				t.Errorf("%d layers, trees %v, size %d", len(e.Image.Layers), e.Image.Trees(), e.Image.Size)
+			}
+		})
+	}
+}
+
+// Failures are of their class, name what they are about, are reported at the
+// right stage, and leave nothing.
+func TestFetchFails(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	layer := registrytest.Layer(t, false, registrytest.Tar(t, "a", strings.Repeat("1", 5000)))
+	good := registrytest.Layer(t, false, registrytest.Tar(t, "b", "2"))
+	img := registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{layer}})
+	reg.Push(t, "i:1", img)
+	wrong := []v1.Hash{{Algorithm: "sha256", Hex: strings.Repeat("1", 64)}}
+	reg.Push(t, "diffid:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{layer}, DiffIDs: wrong}))
+	reg.Push(t, "count:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{layer, good}, DiffIDs: wrong}))
+	reg.Push(t, "garbage:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{registrytest.RawLayer(t, []byte("x"), []byte("no gzip"), types.OCILayer)}}))
+	blob := "/blobs/" + digestOf(t, layer)
+	flip := func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		registrytest.Falsify(w, q, next, func(b []byte) []byte {
+			b = bytes.Clone(b)
+			b[len(b)/2] ^= 1
+			return b
+		})
+	}
+	const atVerify = "resolve ok, fetch ok, verify error"
+	for _, tc := range []struct {
+		name, ref, path string
+		answer          func(w http.ResponseWriter, q *http.Request, next http.Handler)
+		want            error
+		text, stages    string
+	}{
+		{name: "no such image", ref: "nothing:1", want: errdefs.ErrNotFound, text: "nothing:1", stages: "resolve error"},
+		{name: "layer of another digest", ref: "i:1", path: blob, answer: flip, want: errdefs.ErrUnverified, text: digestOf(t, layer), stages: atVerify},
+		{name: "manifest of another digest", ref: "i:1", path: "/manifests/" + digestOf(t, img), answer: flip, want: errdefs.ErrUnverified, text: digestOf(t, img), stages: atVerify},
+		{name: "layer of another diff ID", ref: "diffid:1", want: errdefs.ErrUnverified, text: digestOf(t, layer), stages: atVerify},
+		{name: "too few diff IDs", ref: "count:1", want: errdefs.ErrInvalid, text: "diff IDs", stages: atVerify},
+		{name: "layer is gone", ref: "i:1", path: blob, answer: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.WriteHeader(404) }, want: errdefs.ErrNotFound, text: digestOf(t, layer), stages: "resolve ok, fetch error"},
+		{name: "layer hangs", ref: "i:1", path: blob, answer: func(w http.ResponseWriter, q *http.Request, _ http.Handler) { registrytest.Hang(w, q) }, want: errdefs.ErrUnavailable, text: blob, stages: "resolve ok, fetch error"},
+		{name: "layer of no format", ref: "garbage:1", text: "layer sha256", want: errdefs.ErrInvalid},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			proxy := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+				if q.Method == http.MethodGet && tc.path != "" && strings.HasSuffix(q.URL.Path, tc.path) {
+					tc.answer(w, q, next)
+					return
+				}
+				next.ServeHTTP(w, q)
+			})
+			dir := t.TempDir()
+			p, o := newPipeline(t, dir)
+			_, err := p.Fetch(context.Background(), request(t, proxy.Host+"/"+tc.ref))
+			if !errors.Is(err, tc.want) || !strings.Contains(fmt.Sprint(err), tc.text) {
+				t.Errorf("error %v, want %v and %q", err, tc.want, tc.text)
+			}
+			if tc.stages != "" && o.String() != tc.stages {
+				t.Errorf("stages: %s, want %s", o, tc.stages)
+			}
+			for _, d := range []string{"tmp", "images", "refs", "trees"} {
+				wantEmpty(t, dir, d)
+			}
+		})
+	}
+}
+
+// Any number of callers in any number of processes download a layer once, also
+// when their images share layers in another order.
+func TestFetchTogether(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	var layers []v1.Layer
+	for i := range 4 {
+		layers = append(layers, registrytest.Layer(t, false, registrytest.Tar(t, fmt.Sprint(i), strings.Repeat("x", 1000*i))))
+	}
+	back := []v1.Layer{layers[3], layers[2], layers[1], layers[0]}
+	reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: layers}))
+	reg.Push(t, "i:2", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: back}))
+	proxy := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		if strings.Contains(q.URL.Path, "/blobs/") {
+			time.Sleep(30 * time.Millisecond) // so that they do meet
+		}
+		next.ServeHTTP(w, q)
+	})
+	dir := t.TempDir()
+	first, _ := newPipeline(t, dir)
+	second, _ := newPipeline(t, dir)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		p := []*stage0.Pipeline{first, second}[i%2]
+		wg.Go(func() {
+			if _, err := p.Fetch(ctx, request(t, fmt.Sprintf("%s/i:%d", proxy.Host, 1+i/4))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for i, l := range layers {
+		if n := proxy.Count("GET", "/blobs/"+digestOf(t, l)); n != 1 {
+			t.Errorf("layer %d was downloaded %d times", i, n)
+		}
+	}
+	if n := proxy.Count("HEAD", "/manifests/1") + proxy.Count("HEAD", "/manifests/2"); n != 8 {
+		t.Errorf("the registry was asked %d times, want each time", n)
+	}
+	if es, err := first.Images.List(); err != nil || len(es) != 2 {
+		t.Errorf("List = %v, %v", es, err)
+	}
+	wantEmpty(t, dir, "tmp")
+}
+
+// A second pull asks the registry and reads no layer; one whose access is gone fails.
+func TestFetchAgain(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	layer := registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))
+	reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{layer}}))
+	denied := false
+	proxy := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		if denied {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, q)
+	})
+	p, _ := newPipeline(t, t.TempDir())
+	for range 2 {
+		if _, err := p.Fetch(context.Background(), request(t, proxy.Host+"/i:1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := proxy.Count("GET", digestOf(t, layer)); n != 1 {
+		t.Errorf("the layer was downloaded %d times", n)
+	}
+	denied = true
+	if _, err := p.Fetch(context.Background(), request(t, proxy.Host+"/i:1")); !errors.Is(err, errdefs.ErrDenied) {
+		t.Errorf("error %v, want ErrDenied", err)
+	}
+}
+
+// A pull that is cancelled leaves nothing half-done and keeps what is complete.
+func TestFetchCancelled(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	small := registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))
+	big := registrytest.PlainLayer(t, false, registrytest.Tar(t, "b", strings.Repeat("x", 1<<20)))
+	reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{small, big}}))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hang := true
+	proxy := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		if !hang || !strings.HasSuffix(q.URL.Path, digestOf(t, big)) {
+			next.ServeHTTP(w, q)
+			return
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(1<<20+1536))
+		_, _ = w.Write(make([]byte, 1000))
+		w.(http.Flusher).Flush()
+		time.AfterFunc(300*time.Millisecond, cancel)
+		registrytest.Hang(w, q)
+	})
+	dir := t.TempDir()
+	p, _ := newPipeline(t, dir)
+	if _, err := p.Fetch(ctx, request(t, proxy.Host+"/i:1")); !errors.Is(err, context.Canceled) || errors.Is(err, errdefs.ErrUnavailable) {
+		t.Fatalf("error %v, want Canceled", err)
+	}
+	for _, d := range []string{"tmp", "images", "refs"} {
+		wantEmpty(t, dir, d)
+	}
+	if names, err := p.Trees.List(); err != nil || len(names) != 1 {
+		t.Errorf("trees %v, %v, want the one that was complete", names, err)
+	}
+	hang = false
+	if _, err := p.Fetch(context.Background(), request(t, proxy.Host+"/i:1")); err != nil {
+		t.Fatal(err)
+	}
+	if n := proxy.Count("GET", digestOf(t, small)); n != 1 {
+		t.Errorf("the finished layer was downloaded %d times", n)
+	}
+}
+
+func TestPullPolicies(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	old := registrytest.Image(t, registrytest.Spec{Platform: linux, Author: "old", Layers: []v1.Layer{registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))}})
+	renewed := registrytest.Image(t, registrytest.Spec{Platform: linux, Author: "new", Layers: []v1.Layer{registrytest.Layer(t, false, registrytest.Tar(t, "a", "2"))}})
+	reg.Push(t, "i:1", old)
+	status := 0
+	proxy := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		if status != 0 {
+			w.WriteHeader(status)
+			return
+		}
+		next.ServeHTTP(w, q)
+	})
+	p, _ := newPipeline(t, t.TempDir())
+	ref := request(t, proxy.Host+"/i:1").Ref
+	step := func(name string, policy stage0.PullPolicy, code int, want v1.Image, wantErr error) stage0.Pulled {
+		t.Helper()
+		status = code
+		got, err := p.Image(context.Background(), ref, policy)
+		if !errors.Is(err, wantErr) {
+			t.Errorf("%s: error %v, want %v", name, err, wantErr)
+		}
+		if want != nil && got.Image.ManifestDigest.String() != digestOf(t, want) {
+			t.Errorf("%s: image %s", name, got.Image.ManifestDigest)
+		}
+		return got
+	}
+	step("never, absent", stage0.PullNever, 0, nil, errdefs.ErrNotFound)
+	step("update, absent and unavailable", stage0.PullUpdate, 500, nil, errdefs.ErrUnavailable)
+	if got := step("new, absent", stage0.PullNew, 0, old, nil); !got.Fetched {
+		t.Error("new, absent: not fetched")
+	}
+	reg.Push(t, "i:1", renewed)
+	if got := step("new, present", stage0.PullNew, 0, old, nil); got.Fetched {
+		t.Error("new, present: fetched")
+	}
+	step("never, present", stage0.PullNever, 500, old, nil)
+	if got := step("update, unavailable", stage0.PullUpdate, 500, old, nil); got.Unavailable == nil || got.Fetched {
+		t.Errorf("update, unavailable: %+v does not say so", got)
+	}
+	step("update, denied", stage0.PullUpdate, 403, nil, errdefs.ErrDenied)
+	step("update, gone", stage0.PullUpdate, 404, nil, errdefs.ErrNotFound)
+	if got := step("update", stage0.PullUpdate, 0, renewed, nil); got.Unavailable != nil || !got.Fetched {
+		t.Errorf("update: %+v", got)
+	}
+	_, err := p.Image(context.Background(), ref, "bogus")
+	for _, word := range []string{"bogus", "never", "new", "update"} {
+		if !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), word) {
+			t.Errorf("error %v does not name %q", err, word)
+		}
+	}
+}
