@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
@@ -52,13 +53,10 @@ type Streams struct {
 	// TTY: the process has a terminal, and Err is nil.
 	TTY bool
 	// Resize delivers sizes of the terminal until the client goes; it must be drained.
-	Resize <-chan TerminalSize
+	Resize <-chan specs.Box
 	// CloseIn: the end of In closes the process's standard input for good.
 	CloseIn bool
 }
-
-// TerminalSize is in characters.
-type TerminalSize struct{ Width, Height uint16 }
 
 // streams are the RPCs that reach into containers.
 type streams struct {
@@ -232,7 +230,7 @@ func (s *streamRuntime) PortForward(ctx context.Context, id string, port int32, 
 // and passes sizes on until stop is called or the client goes.
 func clientStreams(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, resize <-chan remotecommand.TerminalSize) (Streams, func()) {
 	ctx, stop := context.WithCancel(ctx)
-	sizes := make(chan TerminalSize)
+	sizes := make(chan specs.Box)
 	go func() {
 		defer close(sizes)
 		for {
@@ -244,7 +242,7 @@ func clientStreams(ctx context.Context, in io.Reader, out, errOut io.WriteCloser
 					return
 				}
 				select {
-				case sizes <- TerminalSize{size.Width, size.Height}:
+				case sizes <- specs.Box{Width: uint(size.Width), Height: uint(size.Height)}:
 				case <-ctx.Done():
 					return
 				}

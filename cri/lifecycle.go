@@ -33,7 +33,7 @@ type Runner interface {
 	Stop(ctx context.Context, u manifest.UUID, grace time.Duration) error
 	// Remove stops the pod and deletes it. Stop and Remove of what is gone succeed.
 	Remove(ctx context.Context, u manifest.UUID) error
-	// UpdateResources changes the limits of a running app; zero fields stay.
+	// UpdateResources changes the limits of a running app; what is zero stays.
 	UpdateResources(ctx context.Context, u manifest.UUID, app string, r *runtimeapi.LinuxContainerResources) error
 }
 
