@@ -51,6 +51,54 @@ func (h *Hierarchy) createIn(path string, controllers []string) error {
 	return nil
 }
 
+// CreateLeaf makes one group below an existing one, in the hierarchies of the
+// named v1 controllers as far as they are mounted or, when none is named, in
+// all. It returns the new group's path. A parent that is gone is ErrNotFound:
+// unlike Create this never makes a parent again that somebody just removed.
+func (h *Hierarchy) CreateLeaf(parent, name string, controllers ...string) (string, error) {
+	path := filepath.Join(parent, name)
+	if err := check(path); err != nil {
+		return "", err
+	}
+	mounts := h.mounts()
+	if len(controllers) > 0 {
+		mounts = nil
+		for _, c := range controllers {
+			if m, ok := h.v1[c]; ok && !slices.Contains(mounts, m) {
+				mounts = append(mounts, m)
+			}
+		}
+	}
+	made := false
+	for _, m := range mounts {
+		err := h.leaf(filepath.Join(m, parent), filepath.Join(m, path), m == h.v1["cpuset"])
+		if err != nil && !absent(err) {
+			return path, fmt.Errorf("create cgroup %s: %w", path, err)
+		}
+		made = made || err == nil
+	}
+	if !made {
+		return path, fmt.Errorf("create cgroup %s: %s: %w", path, parent, errdefs.ErrNotFound)
+	}
+	return path, nil
+}
+
+func (h *Hierarchy) leaf(parent, dir string, cpuset bool) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if !cpuset {
+		return nil
+	}
+	return errors.Join(inherit(parent, dir, "cpuset.cpus"), inherit(parent, dir, "cpuset.mems"))
+}
+
+// HasV1 says whether a controller has a v1 hierarchy.
+func (h *Hierarchy) HasV1(controller string) bool {
+	_, ok := h.v1[controller]
+	return ok
+}
+
 func createV1(mount, path string, cpuset bool) error {
 	dir := mount
 	for e := range strings.SplitSeq(strings.Trim(path, "/"), "/") {

@@ -1,0 +1,162 @@
+// Package ociruntime finds the OCI runtime of the node and runs its commands:
+// start, kill, delete, state and update. Creating a container is the monitor's
+// (package monitor), running a command in one is package exec's.
+//
+// Each call here starts a program, some milliseconds: nothing on a hot path asks
+// it. How a container is doing is read from /proc, the cgroup and the monitor's
+// exit file.
+package ociruntime
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage1/cgroup"
+)
+
+// The runtimes that are looked for, the preferred one first.
+const (
+	crun = "crun"
+	runc = "runc"
+)
+
+// Runtime is an OCI runtime on this node.
+type Runtime struct {
+	// Name is what the program calls itself: crun, runc or another.
+	Name string
+	// Path is absolute.
+	Path string
+	// Version is as the program prints it, "1.1.5+ds1".
+	Version string
+	// Reason says in words why this one was chosen.
+	Reason string
+}
+
+// hybridReason is why crun is passed over; every version of it refuses.
+const hybridReason = "crun refuses a hybrid cgroup hierarchy whose v2 part holds controllers (here: %s)"
+
+// Choose finds the runtime: the configured one, a path or a name in PATH, or
+// without one crun, else runc. Where crun would refuse the node's cgroups, runc
+// is taken and Reason says why. A runtime that is missing is ErrNotFound, one
+// that cannot work here ErrUnsupported; both say what to install.
+func Choose(ctx context.Context, configured string, h *cgroup.Hierarchy) (Runtime, error) {
+	held := h.UnifiedControllers()
+	refused := h.Mode() == cgroup.Hybrid && len(held) > 0
+	why := fmt.Sprintf(hybridReason, strings.Join(held, " "))
+	if configured != "" {
+		return chooseConfigured(ctx, configured, refused, why)
+	}
+	crunPath, crunErr := lookup(crun)
+	if crunErr == nil && !refused {
+		return probe(ctx, crunPath, "crun is preferred")
+	}
+	runcPath, runcErr := lookup(runc)
+	switch {
+	case runcErr == nil && crunErr == nil:
+		return probe(ctx, runcPath, why)
+	case runcErr == nil:
+		return probe(ctx, runcPath, "crun is not installed")
+	case crunErr == nil:
+		return Runtime{}, fmt.Errorf("%s is the only OCI runtime, but %s: install runc: %w", crunPath, why, errdefs.ErrUnsupported)
+	default:
+		return Runtime{}, fmt.Errorf("no OCI runtime: neither crun nor runc is in PATH (%s): install one of them: %w",
+			os.Getenv("PATH"), errdefs.ErrNotFound)
+	}
+}
+
+func chooseConfigured(ctx context.Context, configured string, refused bool, why string) (Runtime, error) {
+	path, err := lookup(configured)
+	if err != nil {
+		return Runtime{}, fmt.Errorf("the configured OCI runtime %q: %w", configured, err)
+	}
+	r, err := probe(ctx, path, "it is configured")
+	if err != nil {
+		return Runtime{}, err
+	}
+	if r.Name == crun && refused {
+		return Runtime{}, fmt.Errorf("the configured OCI runtime %q cannot work here: %s: install runc and configure that: %w",
+			configured, why, errdefs.ErrUnsupported)
+	}
+	return r, nil
+}
+
+// lookup finds a program as a shell does; a daemon's PATH often lacks sbin,
+// where Debian keeps runc.
+func lookup(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil && !strings.ContainsRune(name, '/') {
+		for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+			if path, err = exec.LookPath(filepath.Join(dir, name)); err == nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s is not there or not executable: %w", name, errdefs.ErrNotFound)
+	}
+	return filepath.Abs(path)
+}
+
+// probe asks the program who it is.
+func probe(ctx context.Context, path, reason string) (Runtime, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	cmd := command(ctx, path, "--version")
+	out, err := cmd.Output()
+	if err != nil {
+		return Runtime{}, fmt.Errorf("%s --version: %w", path, err)
+	}
+	name, version, ok := parseVersion(string(out))
+	if !ok {
+		return Runtime{}, fmt.Errorf("%s --version says %q, not a name and a version: %w", path, firstLine(string(out)), errdefs.ErrUnsupported)
+	}
+	return Runtime{Name: name, Path: path, Version: version, Reason: reason}, nil
+}
+
+// parseVersion reads the first line of --version: "crun version 1.8.1" or
+// "runc version 1.1.5+ds1".
+func parseVersion(out string) (name, version string, ok bool) {
+	f := strings.Fields(firstLine(out))
+	if len(f) == 3 && f[1] == "version" {
+		return f[0], f[2], true
+	}
+	return "", "", false
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// Features asks the runtime what it can do (OCI runtime-spec, features.md).
+// ErrUnsupported says that it has no such command, as crun before 1.9.
+func (r Runtime) Features(ctx context.Context) (*features.Features, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	var stderr bytes.Buffer
+	cmd := command(ctx, r.Path, "features")
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		return nil, fmt.Errorf("%s features: %s: %w", r.Path, Reason(stderr.Bytes()), errdefs.ErrUnsupported)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s features: %w", r.Path, err)
+	}
+	var f features.Features
+	if err := json.Unmarshal(out, &f); err != nil {
+		return nil, fmt.Errorf("%s features: %w", r.Path, err)
+	}
+	return &f, nil
+}

@@ -1,0 +1,210 @@
+package ociruntime
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+const (
+	probeTimeout   = 10 * time.Second
+	defaultTimeout = 30 * time.Second
+	// pipeDelay is how long a killed runtime's children may hold its stderr.
+	pipeDelay = 500 * time.Millisecond
+	// maxReason caps what of a runtime's output goes into an error.
+	maxReason = 2048
+)
+
+// Client runs the commands of a runtime on the containers of one root.
+type Client struct {
+	Runtime
+	// Root is where the runtime keeps its state: a directory of the daemon's run
+	// directory, made when it is missing, so that two daemons never meet.
+	Root string
+	// SystemdCgroup says that the systemd driver is used.
+	SystemdCgroup bool
+	// Timeout ends a command when the context has no earlier end; zero is 30 s.
+	Timeout time.Duration
+}
+
+// Args are the arguments that stand before each command.
+func (c *Client) Args() []string {
+	args := []string{"--root", c.Root}
+	if c.SystemdCgroup {
+		args = append(args, "--systemd-cgroup")
+	}
+	return args
+}
+
+// Has says whether the runtime keeps a container of this id: a stat, no program.
+func (c *Client) Has(id string) bool {
+	_, err := os.Stat(filepath.Join(c.Root, id))
+	return err == nil
+}
+
+// Start lets a created container run.
+func (c *Client) Start(ctx context.Context, id string) error {
+	_, err := c.run(ctx, nil, "start", id)
+	return err
+}
+
+// Kill sends a signal to the container's init process. Prefer proc.Signal: this
+// is for runtimes whose init is not a process of the node.
+func (c *Client) Kill(ctx context.Context, id string, sig unix.Signal) error {
+	_, err := c.run(ctx, nil, "kill", id, strconv.Itoa(int(sig)))
+	return err
+}
+
+// Delete removes the runtime's state and the container's cgroup, with force a
+// running container too. It is idempotent: what is not there is deleted.
+func (c *Client) Delete(ctx context.Context, id string, force bool) error {
+	args := []string{"delete", id}
+	if force {
+		args = []string{"delete", "--force", id}
+	}
+	_, err := c.run(ctx, nil, args...)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// State asks the runtime for the container's state.
+func (c *Client) State(ctx context.Context, id string) (specs.State, error) {
+	out, err := c.run(ctx, nil, "state", id)
+	if err != nil {
+		return specs.State{}, err
+	}
+	var s specs.State
+	if err := json.Unmarshal(out, &s); err != nil {
+		return specs.State{}, fmt.Errorf("%s state %s: %w", c.Name, id, err)
+	}
+	return s, nil
+}
+
+// Update changes the limits of the container; what r leaves out stays.
+func (c *Client) Update(ctx context.Context, id string, r *specs.LinuxResources) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("%s update %s: %w", c.Name, id, err)
+	}
+	_, err = c.run(ctx, bytes.NewReader(b), "update", "--resources", "/dev/stdin", id)
+	return err
+}
+
+// run runs one command; the container's id is its last or second argument.
+func (c *Client) run(ctx context.Context, stdin io.Reader, args ...string) ([]byte, error) {
+	timeout := c.Timeout
+	if timeout == 0 {
+		timeout = defaultTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	cmd := command(ctx, c.Path, append(append(c.Args(), "--log-format", "json"), args...)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
+	err := cmd.Run()
+	if err == nil {
+		return stdout.Bytes(), nil
+	}
+	id := args[1]
+	if args[0] == "delete" || args[0] == "update" {
+		id = args[len(args)-1]
+	}
+	return nil, c.explain(ctx, err, stderr.Bytes(), args[0], id)
+}
+
+// explain makes one error of how a command ended and what it said.
+func (c *Client) explain(ctx context.Context, err error, stderr []byte, verb, id string) error {
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s %s %s: the runtime %s is gone: %w", c.Name, verb, id, c.Path, err)
+	}
+	if !c.Has(id) {
+		return fmt.Errorf("%s %s: container %s: %w", c.Name, verb, id, errdefs.ErrNotFound)
+	}
+	if reason := Reason(stderr); reason != "" {
+		return fmt.Errorf("%s %s %s: %s: %w", c.Name, verb, id, reason, err)
+	}
+	return fmt.Errorf("%s %s %s: %w", c.Name, verb, id, err)
+}
+
+// command prepares a program that a signal to our terminal does not reach and
+// that is killed with the context.
+func command(ctx context.Context, path string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = Environ()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = pipeDelay
+	return cmd
+}
+
+// Environ is the environment that a runtime is started with: ours without what
+// would make it talk to somebody (systemd's notify and listen sockets).
+func Environ() []string {
+	var env []string
+	for _, e := range os.Environ() {
+		name, _, _ := strings.Cut(e, "=")
+		switch name {
+		case "PATH", "HOME", "LANG", "LC_ALL", "XDG_RUNTIME_DIR", "DBUS_SYSTEM_BUS_ADDRESS":
+			env = append(env, e)
+		}
+	}
+	return env
+}
+
+// Reason takes the cause of a failure out of what a runtime wrote to its log or
+// its stderr: the messages of JSON lines of level error, else the last lines as
+// they are. It is empty if there is nothing.
+func Reason(log []byte) string {
+	var errs, lines []string
+	for line := range bytes.Lines(log) {
+		line = bytes.TrimSpace(line)
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal(line, &entry) == nil && entry.Msg != "" {
+			if entry.Level == "error" || entry.Level == "fatal" {
+				errs = append(errs, entry.Msg)
+			}
+			continue
+		}
+		if len(line) > 0 {
+			lines = append(lines, string(line))
+		}
+	}
+	if len(errs) == 0 {
+		errs = lines[max(0, len(lines)-5):]
+	}
+	// A runtime may say the same to its log and to stderr.
+	reason := strings.TrimSpace(strings.Join(dedup(errs), "; "))
+	if len(reason) > maxReason {
+		reason = reason[:maxReason] + "…"
+	}
+	return strings.ToValidUTF8(reason, "�")
+}
+
+func dedup(list []string) []string {
+	var out []string
+	for _, s := range list {
+		if len(out) == 0 || out[len(out)-1] != s {
+			out = append(out, s)
+		}
+	}
+	return out
+}
