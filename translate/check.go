@@ -198,8 +198,15 @@ func checkSecurity(s *runtimeapi.PodSandboxConfig, sec *runtimeapi.LinuxContaine
 	case !knownEnum(sec.GetSupplementalGroupsPolicy()):
 		return unsupported(field+"supplemental_groups_policy", "number %d", sec.GetSupplementalGroupsPolicy())
 	}
+	pod, own := s.GetLinux().GetSecurityContext().GetNamespaceOptions(), sec.GetNamespaceOptions()
+	if own.GetNetwork() == runtimeapi.NamespaceMode_NODE && pod.GetNetwork() != own.GetNetwork() {
+		return invalid(field+"namespace_options.network", "NODE in a sandbox that has a network of its own")
+	}
+	if own.GetIpc() == runtimeapi.NamespaceMode_NODE && pod.GetIpc() != own.GetIpc() {
+		return invalid(field+"namespace_options.ipc", "NODE in a sandbox that has its own IPC namespace")
+	}
 	return first(
-		checkNamespaces(field+"namespace_options", sec.GetNamespaceOptions(), true),
+		checkNamespaces(field+"namespace_options", own, true),
 		checkSELinux(sec.GetSelinuxOptions()),
 		checkIDs(sec.GetRunAsUser(), sec.GetRunAsGroup(), sec.GetSupplementalGroups()),
 		checkCapabilities(sec.GetCapabilities()),

@@ -37,8 +37,7 @@ func (o *ociSpec) devices() error {
 			access = "rwm"
 		}
 		for _, d := range found {
-			host := path.Clean(asked.GetHostPath())
-			d.Path = path.Join(asked.GetContainerPath(), strings.TrimPrefix(path.Clean(d.Path), host))
+			d.Path = devicePath(d.Path, asked.GetHostPath(), asked.GetContainerPath())
 			o.addDevice(d)
 			if !o.privileged() {
 				l.Resources.Devices = append(l.Resources.Devices, deviceRule(d.Type, d.Major, d.Minor, access))
@@ -46,6 +45,16 @@ func (o *ociSpec) devices() error {
 		}
 	}
 	return nil
+}
+
+// devicePath moves a node from below one directory to below another. One that lies
+// elsewhere was reached by a symbolic link and is the device itself.
+func devicePath(p, from, to string) string {
+	from = path.Clean(from)
+	if below, ok := strings.CutPrefix(path.Clean(p), from+"/"); ok {
+		return path.Join(to, below)
+	}
+	return path.Clean(to)
 }
 
 // addDevice adds a node, or replaces the one at the same path.

@@ -147,7 +147,11 @@ func processEnv(ra *schema.RuntimeApp, c *runtimeapi.ContainerConfig, hostname s
 	}
 	list := make([]string, 0, len(env.order))
 	for _, name := range env.order {
-		list = append(list, name+"="+env.values[name])
+		entry := name + "=" + env.values[name]
+		if !utf8.ValidString(entry) {
+			return nil, fmt.Errorf("environment variable %q: not UTF-8, and an OCI configuration can hold nothing else: %w", name, errdefs.ErrUnsupported)
+		}
+		list = append(list, entry)
 	}
 	return list, nil
 }

@@ -168,8 +168,8 @@ func imagePorts(exposed map[string]struct{}) []types.Port {
 }
 
 // StopSignal returns the signal that asks an app to end, as "SIGTERM" or
-// "SIGRTMIN+3": the one that CRI asked for, else the image's as the image spells
-// it (a number, or a name with or without SIG), else SIGTERM.
+// "SIGRTMIN+3", or as a number where the image gives one: the signal that CRI asked
+// for, else the image's, else SIGTERM.
 func StopSignal(pm *schema.PodManifest, app string) string {
 	ra := pm.Apps.Get(types.ACName(app))
 	if ra == nil {
@@ -183,7 +183,16 @@ func StopSignal(pm *schema.PodManifest, app string) string {
 		}
 	}
 	if s, ok := ra.Annotations.Get(annotationStopSignal.String()); ok {
-		return s
+		return signalName(s)
 	}
 	return "SIGTERM"
+}
+
+// signalName spells an image's STOPSIGNAL as CRI does; a number stays one.
+func signalName(s string) string {
+	s = strings.ToUpper(strings.TrimSpace(s))
+	if _, err := strconv.Atoi(s); err == nil || strings.HasPrefix(s, "SIG") {
+		return s
+	}
+	return "SIG" + s
 }

@@ -37,11 +37,7 @@ func ToOCIInit(sandbox *schema.PodManifest, n Node, p Place) (*specs.Spec, []str
 		ra: &schema.RuntimeApp{Name: "init", ReadOnlyRootFS: true, App: &types.App{}},
 		cri: &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-				NamespaceOptions: &runtimeapi.NamespaceOption{
-					Network: sec.GetNamespaceOptions().GetNetwork(),
-					Ipc:     sec.GetNamespaceOptions().GetIpc(),
-					Pid:     runtimeapi.NamespaceMode_CONTAINER,
-				},
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 			},
 		}},
 	}

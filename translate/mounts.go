@@ -13,8 +13,8 @@ import (
 )
 
 // mounts lays the standard mounts, then the pod's files and the app's volumes,
-// parents before what lies in them. A volume replaces the standard mount of its
-// place, and one at /dev all that is below.
+// parents before what lies in them. A volume replaces the standard mounts of its
+// place and below, which it would hide, and the pod's file of its place.
 func (o *ociSpec) mounts() error {
 	app, err := appMounts(o.pm, o.ra, o.cri)
 	if err != nil {
@@ -31,13 +31,13 @@ func (o *ociSpec) mounts() error {
 		}
 	}
 	for _, m := range o.standardMounts() {
-		if !overridden(m.Destination, volumes) {
+		if !covered(m.Destination, volumes) {
 			o.spec.Mounts = append(o.spec.Mounts, m)
 		}
 	}
 	var binds []specs.Mount
 	for _, m := range o.fileMounts() {
-		if !overridden(m.Destination, volumes) {
+		if !slices.ContainsFunc(volumes, func(v specs.Mount) bool { return path.Clean(v.Destination) == m.Destination }) {
 			binds = append(binds, m)
 		}
 	}
@@ -49,15 +49,12 @@ func (o *ociSpec) mounts() error {
 
 func depth(p string) int { return strings.Count(path.Clean(p), "/") }
 
-// overridden says whether one of the mounts takes the place of a standard one.
-func overridden(destination string, by []specs.Mount) bool {
-	for _, m := range by {
+// covered says whether a path lies at or below one of the mounts.
+func covered(p string, by []specs.Mount) bool {
+	return slices.ContainsFunc(by, func(m specs.Mount) bool {
 		d := path.Clean(m.Destination)
-		if d == destination || d == "/dev" && strings.HasPrefix(destination, "/dev/") {
-			return true
-		}
-	}
-	return false
+		return p == d || strings.HasPrefix(p, d+"/")
+	})
 }
 
 // standardMounts are what every app finds.

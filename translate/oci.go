@@ -212,19 +212,33 @@ func (o *ociSpec) namespaces() error {
 // and confuse, and a privileged container is to see the node.
 func (o *ociSpec) cgroupNamespace() bool { return o.node.CgroupV2 && !o.privileged() }
 
-// criNamespaces follows the modes. The UTS namespace is of the network's: the host
-// name of a pod in the node's network is the node's.
+// sandboxModes are the namespace modes of the sandbox.
+func (o *ociSpec) sandboxModes() *runtimeapi.NamespaceOption {
+	return o.pod.GetLinux().GetSecurityContext().GetNamespaceOptions()
+}
+
+// pidMode is the container's say; POD is whatever the sandbox has.
+func (o *ociSpec) pidMode() runtimeapi.NamespaceMode {
+	if mode := o.security().GetNamespaceOptions().GetPid(); mode != runtimeapi.NamespaceMode_POD {
+		return mode
+	}
+	return o.sandboxModes().GetPid()
+}
+
+// criNamespaces follows the modes: network and IPC are the sandbox's, and many
+// callers do not repeat them for the container. The UTS namespace is of the
+// network's: the host name of a pod in the node's network is the node's.
 func (o *ociSpec) criNamespaces() ([]specs.LinuxNamespace, error) {
-	modes := o.security().GetNamespaceOptions()
+	sandbox := o.sandboxModes()
 	var list []specs.LinuxNamespace
 	for _, ns := range []struct {
 		kind specs.LinuxNamespaceType
 		mode runtimeapi.NamespaceMode
 	}{
-		{specs.IPCNamespace, modes.GetIpc()},
-		{specs.NetworkNamespace, modes.GetNetwork()},
-		{specs.PIDNamespace, modes.GetPid()},
-		{specs.UTSNamespace, modes.GetNetwork()},
+		{specs.IPCNamespace, sandbox.GetIpc()},
+		{specs.NetworkNamespace, sandbox.GetNetwork()},
+		{specs.PIDNamespace, o.pidMode()},
+		{specs.UTSNamespace, sandbox.GetNetwork()},
 	} {
 		switch ns.mode {
 		case runtimeapi.NamespaceMode_NODE:
@@ -259,7 +273,7 @@ func (o *ociSpec) placedNamespaces() []specs.LinuxNamespace {
 // nodeIPC says whether the app shares the node's IPC namespace, and its /dev/shm.
 func (o *ociSpec) nodeIPC() bool {
 	if o.cri != nil {
-		return o.security().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE
+		return o.sandboxModes().GetIpc() == runtimeapi.NamespaceMode_NODE
 	}
 	_, own := o.place.Namespaces[specs.IPCNamespace]
 	return !own

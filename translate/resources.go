@@ -34,9 +34,12 @@ func Resources(r *runtimeapi.LinuxContainerResources, n Node) (*specs.LinuxResou
 	}
 	for i, h := range r.GetHugepageLimits() {
 		switch {
+		case h.GetLimit() == 0:
+			// The kubelet sends 0 for every size, on nodes without the controller too;
+			// the pod's cgroup, which it keeps itself, is where none are to be had.
 		case slices.Contains(n.HugepageSizes, h.GetPageSize()):
 			out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: h.GetPageSize(), Limit: h.GetLimit()})
-		case h.GetLimit() > 0:
+		default:
 			return nil, unsupported(fmt.Sprintf("linux.resources.hugepage_limits[%d]", i), "the node cannot limit pages of %q", h.GetPageSize())
 		}
 	}

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 
@@ -44,33 +45,31 @@ func identityOf(ra *schema.RuntimeApp) (user, group string) {
 	return ra.App.User, ra.App.Group
 }
 
-// processUser returns the user of an app's process. Under the policy Merge the
-// image's groups of the user come first, then those that were asked for; the
-// primary group leads the list, as Kubernetes shows it.
+// processUser returns the user of an app's process, its groups sorted and the
+// primary one among them. Under the policy Merge, CRI's, the user has the groups
+// of /etc/group too.
 func processUser(ra *schema.RuntimeApp, c *runtimeapi.ContainerConfig, n Node) (specs.User, error) {
 	resolved := n.User
 	if resolved == nil {
 		var err error
 		if resolved, err = numericUser(identityOf(ra)); err != nil {
-			return specs.User{}, fmt.Errorf("app %s: %w", ra.Name, err)
+			return specs.User{}, err
 		}
 	}
 	groups := []uint32{resolved.GID}
 	policy := c.GetLinux().GetSecurityContext().GetSupplementalGroupsPolicy()
-	// rkt's supplementaryGIDs are the whole list; groups of the image are CRI's.
+	// appc's supplementaryGIDs are the whole list; groups of the image are CRI's.
 	if c != nil && policy == runtimeapi.SupplementalGroupsPolicy_Merge {
 		groups = append(groups, resolved.Groups...)
 	}
 	for _, g := range ra.App.SupplementaryGIDs {
+		if g < 0 || g >= math.MaxUint32 {
+			return specs.User{}, fmt.Errorf("supplementaryGIDs: %d is not a group id: %w", g, errdefs.ErrInvalid)
+		}
 		groups = append(groups, uint32(g))
 	}
-	var unique []uint32
-	for _, g := range groups {
-		if !slices.Contains(unique, g) {
-			unique = append(unique, g)
-		}
-	}
-	return specs.User{UID: resolved.UID, GID: resolved.GID, AdditionalGids: unique}, nil
+	slices.Sort(groups)
+	return specs.User{UID: resolved.UID, GID: resolved.GID, AdditionalGids: slices.Compact(groups)}, nil
 }
 
 // numericUser understands what needs no /etc/passwd.
