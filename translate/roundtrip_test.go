@@ -200,7 +200,7 @@ func allowSecurity(r *rand.Rand, s *runtimeapi.LinuxContainerSecurityContext) {
 }
 
 func TestSandboxRoundTrip(t *testing.T) {
-	for seed := range uint64(1500) {
+	for seed := range uint64(500) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		want := randomSandbox(r)
 		asked := proto.Clone(want)
@@ -225,7 +225,7 @@ func TestSandboxRoundTrip(t *testing.T) {
 }
 
 func TestContainerRoundTrip(t *testing.T) {
-	for seed := range uint64(3000) {
+	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		want := randomContainer(r)
 		asked := proto.Clone(want)
