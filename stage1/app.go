@@ -1,0 +1,201 @@
+package stage1
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/appc/spec/schema"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/overlay"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage1/monitor"
+	"github.com/gantry-cri/gantry/translate"
+)
+
+// appID is the id of the OCI container of one app of a pod with several: 64 hex
+// digits like a pod's, and equal whenever the same pod runs the same app.
+func appID(r pod.Record, app string) manifest.ID {
+	return r.UUID.ID(sha256.Sum256([]byte(string(r.ID) + "/" + app)))
+}
+
+// startApp mounts the root filesystem, writes the OCI configuration, creates the
+// container below a monitor and starts it. nil means that its process runs.
+func (r *Runner) startApp(ctx context.Context, d *pod.Dir, p *plan, a *appPlan) error {
+	if err := makeDirs(a.hostPaths); err != nil {
+		return err
+	}
+	if err := overlay.Mount(r.cfg.TreesDir, *a.overlay); err != nil {
+		return err
+	}
+	spec, err := r.ociSpec(d, p, a)
+	if err != nil {
+		return err
+	}
+	if a.log != "" {
+		if err := os.MkdirAll(filepath.Dir(a.log), 0o755); err != nil {
+			return fmt.Errorf("make log directory: %w", err)
+		}
+	}
+	started, err := r.launch(ctx, d, p, a, spec)
+	if err != nil {
+		return err
+	}
+	return d.WriteStarted(a.name, started)
+}
+
+// launch creates a container below a monitor and starts its process.
+func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, spec *specs.Spec) (pod.Started, error) {
+	bundle := r.pods.AppRunPath(d.UUID(), a.name, "bundle")
+	raw, err := json.Marshal(spec)
+	if err != nil {
+		return pod.Started{}, fmt.Errorf("write OCI configuration: %w", err)
+	}
+	// 0600: the environment may hold secrets.
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), raw, 0o600); err != nil {
+		return pod.Started{}, fmt.Errorf("write OCI configuration: %w", err)
+	}
+	mon := r.cgroups.Monitor(r.cfg.Driver, a.id)
+	m, err := monitor.Start(ctx, monitor.Spec{
+		ID:             a.id,
+		Name:           a.name,
+		Conmon:         p.conmon,
+		Runtime:        p.runtime,
+		Bundle:         bundle,
+		LogPath:        a.log,
+		PIDFile:        r.pods.AppRunPath(d.UUID(), a.name, "init.pid"),
+		MonitorPIDFile: r.pods.AppRunPath(d.UUID(), a.name, "monitor.pid"),
+		ExitDir:        r.pods.AppRunPath(d.UUID(), a.name, "exit"),
+		TmpDir:         r.pods.AppRunPath(d.UUID(), a.name),
+		Terminal:       a.stdin.tty,
+		Stdin:          a.stdin.open,
+		StdinOnce:      a.stdin.once,
+		Place:          mon.Place,
+		Kill:           mon.Kill,
+	})
+	if err != nil {
+		return pod.Started{}, err
+	}
+	if err := p.runtime.Start(ctx, a.id); err != nil {
+		return pod.Started{}, err
+	}
+	return pod.Started{Init: m.Init, Monitor: m.Monitor, StartedAt: time.Now(), Cgroup: a.cgroup.Path}, nil
+}
+
+// ociSpec gathers what the node and the mounted root filesystem say about an app
+// and translates its manifest.
+func (r *Runner) ociSpec(d *pod.Dir, p *plan, a *appPlan) (*specs.Spec, error) {
+	needs, err := translate.NeedsOf(p.manifest, a.name)
+	if err != nil {
+		return nil, err
+	}
+	node, err := r.node(needs, a.overlay.Target)
+	if err != nil {
+		return nil, err
+	}
+	place, err := r.place(d, p, a)
+	if err != nil {
+		return nil, err
+	}
+	if place.Volumes, err = emptyVolumes(d, p.manifest, needs); err != nil {
+		return nil, err
+	}
+	spec, warnings, err := translate.ToOCI(p.manifest, a.name, p.sandboxOf(), node, place)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range warnings {
+		r.report(d.UUID(), "could not do quite what was asked", errors.New(w))
+	}
+	return spec, nil
+}
+
+// sandboxOf is nil for pods of the command line.
+func (p *plan) sandboxOf() *schema.PodManifest { return p.sandbox }
+
+func (r *Runner) place(d *pod.Dir, p *plan, a *appPlan) (translate.Place, error) {
+	place := translate.Place{
+		ID:          a.id,
+		SandboxID:   string(p.sandboxID),
+		Rootfs:      a.overlay.Target,
+		CgroupsPath: a.cgroup.OCI,
+		ResolvConf:  r.pods.RunPath(p.host, "resolv.conf"),
+		Hostname:    r.pods.RunPath(p.host, "hostname"),
+		Hosts:       r.pods.RunPath(p.host, "hosts"),
+		Shm:         r.pods.RunPath(p.host, "shm"),
+	}
+	var err error
+	if p.sandbox == nil {
+		place.SandboxID = ""
+		place.UTSName = p.shared.namespaces.Hostname
+	}
+	place.Namespaces, err = r.joined(p)
+	return place, err
+}
+
+// emptyVolumes makes the directories of the pod's empty volumes. They are the
+// pod's, so apps that share a volume share its directory.
+func emptyVolumes(d *pod.Dir, pm *schema.PodManifest, needs translate.Needs) (map[string]string, error) {
+	dirs := map[string]string{}
+	for _, v := range needs.Volumes {
+		if v.Seed != "" {
+			continue // stays in the root filesystem, where the image put its content
+		}
+		path := d.Path("volumes", v.Name)
+		dirs[v.Name] = path
+		if err := makeVolume(path, v); err != nil {
+			return nil, fmt.Errorf("volume %s: %w", v.Name, err)
+		}
+	}
+	return dirs, nil
+}
+
+func makeVolume(path string, v translate.EmptyVolume) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, 0o700); errors.Is(err, fs.ErrExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	var mode uint32
+	if _, err := fmt.Sscanf(v.Mode, "%o", &mode); err != nil {
+		return fmt.Errorf("mode %q: %w", v.Mode, err)
+	}
+	if err := os.Chown(path, v.UID, v.GID); err != nil {
+		return err
+	}
+	return os.Chmod(path, os.FileMode(mode&0o777)|sticky(mode))
+}
+
+// sticky translates the bits above the permissions, which Go keeps elsewhere.
+func sticky(mode uint32) (m os.FileMode) {
+	for bit, flag := range map[uint32]os.FileMode{0o1000: os.ModeSticky, 0o2000: os.ModeSetgid, 0o4000: os.ModeSetuid} {
+		if mode&bit != 0 {
+			m |= flag
+		}
+	}
+	return m
+}
+
+func makeDirs(paths []string) error {
+	for _, path := range paths {
+		_, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = os.MkdirAll(path, 0o755)
+		}
+		if err != nil {
+			return fmt.Errorf("source of a mount: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,150 @@
+package stage1
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/overlay"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage1/cgroup"
+	"github.com/gantry-cri/gantry/stage1/namespace"
+	"github.com/gantry-cri/gantry/stage1/network"
+	"github.com/gantry-cri/gantry/stage1/ociruntime"
+)
+
+// The kinds of intents. What each says is enough to undo it without the pod's
+// manifest and without today's configuration.
+const (
+	intentCgroup     = "cgroup"     // cgroupIntent: a cgroup for the pod's apps
+	intentNamespaces = "namespaces" // namespacesIntent: pinned namespaces
+	intentNetwork    = "network"    // network.Attachment: CNI ADD with its arguments
+	intentMount      = "mount"      // mountIntent: a mount below the run directory
+	intentContainer  = "container"  // containerIntent: an OCI container, its monitor and their cgroups
+)
+
+type cgroupIntent struct {
+	Path string `json:"path"`
+}
+
+type namespacesIntent struct {
+	Dir string `json:"dir"`
+}
+
+type mountIntent struct {
+	Target string `json:"target"`
+}
+
+type containerIntent struct {
+	ID      string             `json:"id"`
+	Cgroup  string             `json:"cgroup"`
+	Driver  cgroup.Driver      `json:"driver"`
+	Runtime ociruntime.Runtime `json:"runtime"`
+	Root    string             `json:"root"`
+}
+
+func (c containerIntent) client() *ociruntime.Client {
+	return &ociruntime.Client{Runtime: c.Runtime, Root: c.Root, SystemdCgroup: c.Driver == cgroup.Systemd}
+}
+
+// undo replays intents backwards until each is confirmed gone. What cannot be
+// undone now stays written, the rest goes on: a plugin that fails must not keep
+// mounts and processes alive. keep says which intents are not meant.
+func (r *Runner) undo(ctx context.Context, d *pod.Dir, keep func(pod.Intent) bool) error {
+	intents, err := d.Intents()
+	if err != nil {
+		return err
+	}
+	if len(intents) == 0 {
+		return nil
+	}
+	var left []pod.Intent
+	var errs []error
+	for _, in := range slices.Backward(intents) {
+		if keep != nil && keep(in) {
+			left = append(left, in)
+			continue
+		}
+		if err := r.undoOne(ctx, in); err != nil {
+			left = append(left, in)
+			errs = append(errs, fmt.Errorf("undo %s: %w", in.Kind, err))
+		}
+	}
+	slices.Reverse(left)
+	return errors.Join(append(errs, d.Undone(left))...)
+}
+
+func (r *Runner) undoOne(ctx context.Context, in pod.Intent) error {
+	switch in.Kind {
+	case intentCgroup:
+		return undoWith(in, func(c cgroupIntent) error { return r.undoCgroup(ctx, c.Path) })
+	case intentNamespaces:
+		return undoWith(in, func(n namespacesIntent) error { return namespace.Unpin(n.Dir) })
+	case intentNetwork:
+		return undoWith(in, func(a network.Attachment) error {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), networkTimeout)
+			defer cancel()
+			return r.network.Del(ctx, a)
+		})
+	case intentMount:
+		return undoWith(in, func(m mountIntent) error { return unmount(m.Target) })
+	case intentContainer:
+		return undoWith(in, func(c containerIntent) error { return r.undoContainer(ctx, c) })
+	}
+	return fmt.Errorf("intent %q is not known to this version", in.Kind)
+}
+
+func undoWith[T any](in pod.Intent, do func(T) error) error {
+	var v T
+	if err := json.Unmarshal(in.Data, &v); err != nil {
+		return fmt.Errorf("decode intent: %w", err)
+	}
+	return do(v)
+}
+
+func (r *Runner) undoCgroup(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	if err := errors.Join(r.cgroups.Kill(ctx, path), r.cgroups.Remove(ctx, path)); err != nil {
+		return err
+	}
+	r.cgroups.RemoveEmpty(filepath.Dir(path))
+	return nil
+}
+
+// undoContainer needs nobody's co-operation: processes are killed by their
+// cgroups first, so that the runtime has only its own state to delete.
+func (r *Runner) undoContainer(ctx context.Context, c containerIntent) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	err := r.cgroups.Kill(ctx, c.Cgroup)
+	m := r.cgroups.Monitor(c.Driver, c.ID)
+	err = errors.Join(err, m.Kill(ctx), m.Remove(ctx))
+	if _, serr := os.Stat(c.Root + "/" + c.ID); serr == nil {
+		err = errors.Join(err, c.client().Delete(ctx, c.ID, true))
+	}
+	return errors.Join(err, r.cgroups.Remove(ctx, c.Cgroup))
+}
+
+// unmount is idempotent and covers bind mounts of files as well.
+func unmount(target string) error {
+	if err := overlay.Unmount(target); err != nil {
+		return err
+	}
+	err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", target, err)
+	}
+	return nil
+}
+
+// ofApp keeps all intents but those of one app.
+func ofApp(app string) func(pod.Intent) bool {
+	return func(in pod.Intent) bool { return in.App != app }
+}

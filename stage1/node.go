@@ -1,0 +1,195 @@
+package stage1
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/moby/sys/capability"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage1/cgroup"
+	"github.com/gantry-cri/gantry/stage1/user"
+	"github.com/gantry-cri/gantry/translate"
+)
+
+// node gathers the facts that a translation needs: those of the machine, and
+// those that an app's own needs ask for.
+func (r *Runner) node(needs translate.Needs, rootfs string) (translate.Node, error) {
+	n, err := nodeFacts()
+	if err != nil {
+		return translate.Node{}, err
+	}
+	n.CgroupV2 = r.cgroups.Mode() == cgroup.V2
+	if n.Hostname, err = os.Hostname(); err != nil {
+		return translate.Node{}, fmt.Errorf("node's host name: %w", err)
+	}
+	if rootfs != "" {
+		if n.User, err = resolveUser(rootfs, needs); err != nil {
+			return translate.Node{}, err
+		}
+	}
+	if needs.Privileged {
+		if n.HostDevices, err = devicesBelow("/dev"); err != nil {
+			return translate.Node{}, err
+		}
+	}
+	if n.Devices, err = namedDevices(needs.Devices); err != nil {
+		return translate.Node{}, err
+	}
+	n.SeccompProfiles = map[string][]byte{}
+	for _, path := range needs.SeccompProfiles {
+		if n.SeccompProfiles[path], err = os.ReadFile(path); err != nil {
+			return translate.Node{}, fmt.Errorf("seccomp profile: %w", err)
+		}
+	}
+	return n, nil
+}
+
+func resolveUser(rootfs string, needs translate.Needs) (*translate.User, error) {
+	u, err := user.Resolve(rootfs, needs.User, needs.Group)
+	if err != nil {
+		return nil, err
+	}
+	return &translate.User{UID: u.UID, GID: u.GID, Groups: u.Additional}, nil
+}
+
+// nodeFacts are what cannot change while the process runs.
+var nodeFacts = sync.OnceValues(func() (translate.Node, error) {
+	var n translate.Node
+	caps, err := capability.NewPid2(0)
+	if err == nil {
+		err = caps.Load()
+	}
+	if err != nil {
+		return n, fmt.Errorf("read own capabilities: %w", err)
+	}
+	for _, c := range capability.ListKnown() {
+		if caps.Get(capability.BOUNDING, c) {
+			n.Capabilities = append(n.Capabilities, "CAP_"+strings.ToUpper(c.String()))
+		}
+	}
+	if n.OOMScoreAdjMin, err = oomScoreAdjMin(caps); err != nil {
+		return n, err
+	}
+	n.HugepageSizes = hugepageSizes()
+	_, err = os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+	n.SwapAccounting = err == nil
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		n.SwapAccounting = true
+	}
+	_, err = unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0)
+	n.NoSeccomp = errors.Is(err, unix.EINVAL)
+	n.RecursiveReadOnly = false
+	return n, nil
+})
+
+// oomScoreAdjMin is the process's own value unless it may go below it.
+func oomScoreAdjMin(caps capability.Capabilities) (int, error) {
+	if caps.Get(capability.EFFECTIVE, capability.CAP_SYS_RESOURCE) {
+		return -1000, nil
+	}
+	raw, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0, fmt.Errorf("read own OOM score: %w", err)
+	}
+	own, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return 0, fmt.Errorf("read own OOM score: %w", err)
+	}
+	return own, nil
+}
+
+// hugepageSizes are the page sizes that a hugetlb controller of the node can
+// limit, in CRI's spelling ("2MB").
+func hugepageSizes() []string {
+	var sizes []string
+	for _, pattern := range []string{"/sys/fs/cgroup/hugetlb/hugetlb.*.limit_in_bytes", "/sys/fs/cgroup/*/hugetlb.*.max"} {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			continue // only a malformed pattern fails
+		}
+		for _, n := range names {
+			sizes = append(sizes, strings.Split(filepath.Base(n), ".")[1])
+		}
+		if len(sizes) > 0 {
+			break
+		}
+	}
+	return sizes
+}
+
+func namedDevices(paths []string) (map[string][]specs.LinuxDevice, error) {
+	found := map[string][]specs.LinuxDevice{}
+	for _, path := range paths {
+		real, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return nil, fmt.Errorf("device: %w", err)
+		}
+		if found[path], err = devicesBelow(real); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// devicesBelow lists the device nodes at a path or below it. What a container
+// gets by itself (pts, shm, mqueue, the console) is left out.
+func devicesBelow(root string) ([]specs.LinuxDevice, error) {
+	skip := map[string]bool{"/dev/pts": true, "/dev/shm": true, "/dev/mqueue": true, "/dev/fd": true, "/dev/console": true, "/dev/.lxc": true, "/dev/.udev": true}
+	var found []specs.LinuxDevice
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a device that was unplugged meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if path != root && skip[path] {
+			if e.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if e.Type()&fs.ModeDevice == 0 {
+			return nil
+		}
+		dev, err := device(path)
+		if err != nil {
+			return err
+		}
+		found = append(found, dev)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	return found, nil
+}
+
+func device(path string) (specs.LinuxDevice, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return specs.LinuxDevice{}, &fs.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	kind := "b"
+	if st.Mode&unix.S_IFMT == unix.S_IFCHR {
+		kind = "c"
+	}
+	mode := fs.FileMode(st.Mode & 0o777)
+	return specs.LinuxDevice{
+		Path:     path,
+		Type:     kind,
+		Major:    int64(unix.Major(st.Rdev)),
+		Minor:    int64(unix.Minor(st.Rdev)),
+		FileMode: &mode,
+		UID:      &st.Uid,
+		GID:      &st.Gid,
+	}, nil
+}

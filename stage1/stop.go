@@ -1,0 +1,271 @@
+package stage1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/moby/sys/signal"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage1/proc"
+	"github.com/gantry-cri/gantry/translate"
+)
+
+// Stop ends a pod: its apps get their stop signal, SIGKILL when the grace is over,
+// and cgroup.kill when even that does not help; then what the pod held is undone.
+// nil means that no process of the pod runs and its exit records are on disk. It
+// is idempotent, and success for pods that never ran. Whatever needs somebody
+// else's co-operation, such as CNI DEL, is put off to a sweep when it does not come.
+//
+// When ctx ends during the grace Stop returns its error and holds nothing, so a
+// second Stop with a shorter grace takes effect.
+func (r *Runner) Stop(ctx context.Context, u manifest.UUID, grace time.Duration) error {
+	p, err := r.pods.Load(u)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stop pod %s: %w", u, err)
+	}
+	if p.Place != pod.InRun {
+		return nil
+	}
+	if err := r.pods.ClearReady(u); err != nil {
+		return fmt.Errorf("stop pod %s: %w", u, err)
+	}
+	var g errgroup.Group
+	for _, a := range p.Record.Apps {
+		g.Go(func() error { return r.stopApp(ctx, p, a.Name, grace) })
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("stop pod %s: %w", u, err)
+	}
+	return r.finish(ctx, u)
+}
+
+// stopApp returns when the app's process is dead.
+func (r *Runner) stopApp(ctx context.Context, p *pod.Pod, app string, grace time.Duration) error {
+	s, ok := p.Started[app]
+	if !ok || !s.Init.Alive() {
+		return nil
+	}
+	sig, err := r.stopSignal(p, app)
+	if err != nil {
+		r.report(p.Record.UUID, "took SIGTERM for the stop signal", err)
+	}
+	if grace > 0 {
+		if err := proc.Signal(s.Init, sig); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			r.report(p.Record.UUID, "could not send the stop signal", err)
+		}
+		if dead, err := waitFor(ctx, s.Init, grace); dead || err != nil {
+			return err
+		}
+	}
+	if err := proc.Signal(s.Init, unix.SIGKILL); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		r.report(p.Record.UUID, "could not kill the process", err)
+	}
+	// From here on the caller's patience does not matter any more.
+	ctx = context.WithoutCancel(ctx)
+	if dead, _ := waitFor(ctx, s.Init, 2*time.Second); dead {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := r.cgroups.Kill(ctx, s.Cgroup); err != nil {
+		return fmt.Errorf("app %s: %w", app, err)
+	}
+	return nil
+}
+
+// stopSignal is the signal that asks an app to end; SIGTERM where what was asked
+// for is no signal of this kernel.
+func (r *Runner) stopSignal(p *pod.Pod, app string) (unix.Signal, error) {
+	pm, err := p.Manifest()
+	if err != nil {
+		return unix.SIGTERM, err
+	}
+	sig, err := signal.ParseSignal(translate.StopSignal(pm, app))
+	if err != nil {
+		return unix.SIGTERM, fmt.Errorf("stop signal: %w", err)
+	}
+	return sig, nil
+}
+
+// waitFor waits at most that long for a process to end. The error is the caller's
+// context's, when that ended first.
+func waitFor(ctx context.Context, p pod.Process, most time.Duration) (dead bool, err error) {
+	wctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	if proc.Wait(wctx, p) == nil {
+		return true, nil
+	}
+	return false, ctx.Err()
+}
+
+// finish writes the exit records of a pod whose processes are dead and undoes
+// what it held. A start that still holds the lock is waited for, because its own
+// steps have deadlines.
+func (r *Runner) finish(ctx context.Context, u manifest.UUID) (err error) {
+	ctx = context.WithoutCancel(ctx)
+	lctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	d, err := r.pods.Lock(lctx, u)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stop pod %s: %w", u, err)
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	return r.finishLocked(ctx, d)
+}
+
+func (r *Runner) finishLocked(ctx context.Context, d *pod.Dir) error {
+	if d.Place() != pod.InRun {
+		return nil
+	}
+	if err := r.settle(ctx, d); err != nil {
+		return err
+	}
+	p, err := r.pods.Load(d.UUID())
+	if err != nil {
+		return fmt.Errorf("stop pod %s: %w", d.UUID(), err)
+	}
+	if p.Place != pod.InRun {
+		return nil // a start that was cut short went back to prepared
+	}
+	for _, a := range p.Record.Apps {
+		if ph := p.AppPhase(a.Name); ph != pod.Ended {
+			// Started between our look and the lock.
+			return fmt.Errorf("stop pod %s: app %s is %s: %w", d.UUID(), a.Name, ph, errdefs.ErrBusy)
+		}
+	}
+	if err := errors.Join(r.pods.ClearReady(d.UUID()), r.undo(ctx, d, nil)); err != nil {
+		r.report(d.UUID(), "left something to a later sweep", err)
+	}
+	return nil
+}
+
+// Remove stops a pod at once and deletes it. It is idempotent. When nil is
+// returned the pod is in no list any more; what could not be undone yet keeps its
+// directory in garbage, where every sweep looks.
+func (r *Runner) Remove(ctx context.Context, u manifest.UUID) (err error) {
+	if err := r.Stop(ctx, u, 0); err != nil {
+		return err
+	}
+	lctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	d, err := r.pods.Lock(lctx, u)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove pod %s: %w", u, err)
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	switch d.Place() {
+	case pod.InRun:
+		if err := r.finishLocked(ctx, d); err != nil {
+			return err
+		}
+		err = d.MoveTo(pod.InExitedGarbage)
+	case pod.Nowhere, pod.InPrepare, pod.InPrepared:
+		err = d.MoveTo(pod.InGarbage)
+	}
+	if err != nil {
+		return err
+	}
+	r.report(u, "left something to a later sweep", r.delete(ctx, d))
+	return nil
+}
+
+// delete removes the files of a pod in garbage, once nothing of it is left outside.
+func (r *Runner) delete(ctx context.Context, d *pod.Dir) error {
+	if err := r.undo(ctx, d, nil); err != nil {
+		return err
+	}
+	return d.Delete()
+}
+
+// Sweep finds what killed processes and ended boots left in run and in garbage,
+// and brings it to its end. It waits for nobody: a pod that somebody holds is
+// left for the next time.
+func (r *Runner) Sweep(ctx context.Context) error {
+	uuids, err := r.pods.List()
+	if err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
+	var errs []error
+	for _, u := range uuids {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := r.sweepPod(ctx, u); err != nil {
+			errs = append(errs, fmt.Errorf("sweep pod %s: %w", u, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Runner) sweepPod(ctx context.Context, u manifest.UUID) (err error) {
+	p, err := r.pods.Load(u)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !r.wantsSweep(p) {
+		return nil
+	}
+	d, err := r.pods.TryLock(u)
+	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	switch d.Place() {
+	case pod.InRun:
+		if len(p.Record.Apps) > 0 {
+			return r.settle(ctx, d)
+		}
+		return r.undo(ctx, d, nil)
+	case pod.InExitedGarbage, pod.InGarbage:
+		return r.delete(ctx, d)
+	}
+	return nil
+}
+
+// wantsSweep is decided without a lock, so that running pods are not disturbed.
+func (r *Runner) wantsSweep(p *pod.Pod) bool {
+	switch p.Place {
+	case pod.InExitedGarbage, pod.InGarbage:
+		return true
+	case pod.InRun:
+	default:
+		return false
+	}
+	if len(p.Record.Apps) == 0 {
+		return p.SandboxPhase() != pod.Up
+	}
+	for _, a := range p.Record.Apps {
+		switch p.AppPhase(a.Name) {
+		case pod.Up, pod.Unmonitored:
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+func waitEnd(ctx context.Context, p pod.Process) bool { return proc.Wait(ctx, p) == nil }
+
+func isNotFound(err error) bool { return errors.Is(err, errdefs.ErrNotFound) }
