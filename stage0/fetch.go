@@ -322,20 +322,19 @@ func (p *Pipeline) fetched(n int) {
 	}
 }
 
-// meteredReader tells how long its reader waited for bytes.
+// meteredReader tells how long its reader waited for bytes. After a pass that
+// failed it may still be in a Read.
 type meteredReader struct {
 	blob     io.Reader
 	pipeline *Pipeline
-	waited   time.Duration
-	failed   bool // the source's fault, not the disk's
+	waited   atomic.Int64 // nanoseconds
 }
 
 // Read is part of io.Reader.
 func (r *meteredReader) Read(b []byte) (int, error) {
 	start := time.Now()
 	n, err := r.blob.Read(b)
-	r.waited += time.Since(start)
-	r.failed = r.failed || (err != nil && err != io.EOF)
+	r.waited.Add(int64(time.Since(start)))
 	r.pipeline.fetched(n)
 	return n, err
 }
@@ -347,7 +346,6 @@ type fetchTimes struct {
 	began         bool          // the layers
 
 	wait, work atomic.Int64 // of all passes together, nanoseconds
-	sourceFail atomic.Bool
 }
 
 func (t *fetchTimes) verifying(f func() error) error {
@@ -368,11 +366,9 @@ func (t *fetchTimes) waited(d time.Duration) { t.wait.Add(int64(d)) }
 
 // pass adds one layer's pass.
 func (t *fetchTimes) pass(r *meteredReader, took time.Duration) {
-	t.waited(r.waited)
-	t.work.Add(int64(took - r.waited))
-	if r.failed {
-		t.sourceFail.Store(true)
-	}
+	waited := min(took, time.Duration(r.waited.Load()))
+	t.waited(waited)
+	t.work.Add(int64(took - waited))
 }
 
 func (t *fetchTimes) report(p *Pipeline, err error) {
@@ -393,14 +389,18 @@ func (t *fetchTimes) report(p *Pipeline, err error) {
 	}
 }
 
+// sourceErrors are those that only a source has, and the end of the wait for one.
+var sourceErrors = []error{errdefs.ErrUnavailable, errdefs.ErrDenied, errdefs.ErrNotFound, context.Canceled, context.DeadlineExceeded}
+
 // failedStage returns the stage to which an error belongs, "" for none.
 func (t *fetchTimes) failedStage(err error) Stage {
+	isErr := func(class error) bool { return errors.Is(err, class) }
 	switch {
 	case err == nil:
 		return ""
-	case errors.Is(err, errdefs.ErrUnverified), !t.began && (errors.Is(err, errdefs.ErrInvalid) || errors.Is(err, errdefs.ErrUnsupported)):
+	case isErr(errdefs.ErrUnverified), !t.began && (isErr(errdefs.ErrInvalid) || isErr(errdefs.ErrUnsupported)):
 		return StageVerify
-	case !t.began, t.sourceFail.Load():
+	case !t.began, slices.ContainsFunc(sourceErrors, isErr):
 		return StageFetch
 	}
 	return StageExtract

@@ -17,6 +17,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
@@ -422,6 +423,38 @@ func TestFetchCancelled(t *testing.T) {
 	}
 	if n := proxy.Count("GET", digestOf(t, small)); n != 1 {
 		t.Errorf("the finished layer was downloaded %d times", n)
+	}
+}
+
+// A disk that is full is called so, and nothing is left on it.
+func TestFetchDiskFull(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	small := registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))
+	var files []string
+	for i := range 64 {
+		files = append(files, fmt.Sprint(i), strings.Repeat(fmt.Sprint(i), 1<<15))
+	}
+	big := registrytest.Layer(t, false, registrytest.Tar(t, files...))
+	name := reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{small, big}}))
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("cannot mount a small file system: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	p, o := newPipeline(t, dir)
+	if _, err := p.Fetch(context.Background(), request(t, name)); !errors.Is(err, errdefs.ErrNoSpace) {
+		t.Errorf("error %v, want ErrNoSpace", err)
+	}
+	if o.String() != "resolve ok, fetch ok, verify ok, extract error" {
+		t.Errorf("stages: %s", o)
+	}
+	for _, d := range []string{"tmp", "images", "refs", "trees"} {
+		wantEmpty(t, dir, d)
 	}
 }
 

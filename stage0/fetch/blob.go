@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -91,8 +93,10 @@ type blobReader struct {
 	desc   ocispec.Descriptor
 	idle   time.Duration
 	timer  *time.Timer // runs while a Read waits: a slow disk is not a slow registry
-	got    int64
-	err    error // ends all further reads
+
+	mu  sync.Mutex // held by Read and by Close, so that rc is not closed under a Read
+	got int64
+	err error // ends all further reads
 }
 
 func (b *blobReader) stalled() {
@@ -101,6 +105,8 @@ func (b *blobReader) stalled() {
 
 // Read is part of io.Reader.
 func (b *blobReader) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.err != nil {
 		return 0, b.err
 	}
@@ -122,12 +128,17 @@ func (b *blobReader) Read(p []byte) (int, error) {
 	return n, b.err
 }
 
-// Close is part of io.Closer.
+// Close is part of io.Closer. It ends a Read that another goroutine is in.
 func (b *blobReader) Close() error {
-	b.timer.Stop()
 	// Ends the request even where containerd's decoders do not close the body
-	// below them; what closing then says about a cut connection is no news.
+	// below them.
 	b.cancel(nil)
-	_ = b.rc.Close()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.timer.Stop()
+	if b.err == nil {
+		b.err = fs.ErrClosed
+	}
+	_ = b.rc.Close() // what it says about a connection that was cut is no news
 	return nil
 }

@@ -507,6 +507,54 @@ func truncatedForEver(t *testing.T, flush bool) {
 	}
 }
 
+// Close ends a Read that waits in another goroutine: an extraction that fails
+// does not wait for its source.
+func TestCloseDuringRead(t *testing.T) {
+	reg := registrytest.Start(t)
+	layer := registrytest.PlainLayer(t, false, registrytest.Tar(t, "a", "1"))
+	reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: amd64, Layers: []v1.Layer{layer}}))
+	asked := make(chan struct{})
+	p := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		if strings.HasSuffix(q.URL.Path, digestOf(t, layer)) {
+			close(asked)
+			registrytest.Hang(w, q)
+			return
+		}
+		next.ServeHTTP(w, q)
+	})
+	ctx := context.Background()
+	remote, err := fetch.NewRegistry(fetch.Config{}).Resolve(ctx, parse(t, p.Host+"/i:1"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer remote.Close()
+	man, err := remote.Manifest(ctx, oci(amd64))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := remote.Blob(ctx, man.Layers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan error, 1)
+	go func() {
+		_, err := b.Read(make([]byte, 1))
+		read <- err
+	}()
+	<-asked
+	for range 2 {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-read; err == nil {
+		t.Error("Read returned no error")
+	}
+	if _, err := b.Read(make([]byte, 1)); err == nil {
+		t.Error("Read after Close returned no error")
+	}
+}
+
 func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(100*time.Millisecond, cancel)
