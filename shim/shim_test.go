@@ -1,0 +1,148 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/manifest"
+)
+
+func TestMain(m *testing.M) {
+	manifest.RegisterIsolators()
+	os.Exit(m.Run())
+}
+
+func TestRun(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the daemon looks at cgroups and trees as root")
+	}
+	dir := t.TempDir()
+	cfg, err := Load(write(t, map[string]string{"config.yaml": ""}), func(c *Config) {
+		c.Dir, c.RunDir, c.Version = filepath.Join(dir, "data"), filepath.Join(dir, "run"), "1.2.3"
+		c.CNIConfDir, c.MetricsAddress = filepath.Join(dir, "cni"), freeAddress(t)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, cfg) }()
+	conn, err := grpc.NewClient("unix://"+cfg.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	client := runtimeapi.NewRuntimeServiceClient(conn)
+	call, done := context.WithTimeout(ctx, 20*time.Second)
+	defer done()
+	v, err := client.Version(call, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+	if err != nil || v.RuntimeVersion != "1.2.3" {
+		t.Fatalf("version %v, %v", v, err)
+	}
+	st, err := client.Status(call, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil || len(st.Status.Conditions) != 2 || st.Status.Conditions[1].Status || !strings.Contains(st.Info["config"], cfg.Dir) {
+		t.Errorf("status %v, %v", st, err)
+	}
+	if _, err := client.ListContainers(call, &runtimeapi.ListContainersRequest{}); err != nil {
+		t.Error(err)
+	}
+	if err := Run(ctx, cfg); !errors.Is(err, errdefs.ErrBusy) {
+		t.Errorf("a second daemon: %v, want ErrBusy", err)
+	}
+	checkMetrics(t, cfg.MetricsAddress)
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("ended with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it does not stop")
+	}
+	if _, err := os.Stat(cfg.socket()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket stayed: %v", err)
+	}
+}
+
+func checkMetrics(t *testing.T, address string) {
+	t.Helper()
+	resp, err := http.Get("http://" + address + "/metrics") //nolint:noctx // the test's own server
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		`gantry_cri_calls_total{code="OK",method="Version"} 1`,
+		`gantry_pods{kind="container",owner="cri",state="running"} 0`,
+		`gantry_prepare_stage_duration_seconds_count{result="failure",stage="resolve"} 0`,
+		`gantry_prepare_stage_duration_seconds_bucket{result="success",stage="commit",le="600"} 0`,
+		`gantry_build_info{`, `go_goroutines`, `process_resident_memory_bytes`,
+	} {
+		if !strings.Contains(string(body), line) {
+			t.Errorf("/metrics lacks %s", line)
+		}
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func TestStagesAreObserved(t *testing.T) {
+	m := newMetrics("v")
+	m.StageDone(stage0.StageResolve, 3*time.Millisecond, nil)
+	m.StageDone(stage0.StageResolve, time.Second, errors.New("no"))
+	m.BytesFetched(7)
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, x := range f.Metric {
+			name := f.GetName()
+			for _, l := range x.Label {
+				name += " " + l.GetValue()
+			}
+			if h := x.GetHistogram(); h != nil {
+				got[name] = float64(h.GetSampleCount())
+			} else {
+				got[name] = x.GetCounter().GetValue()
+			}
+		}
+	}
+	for name, want := range map[string]float64{
+		"gantry_prepare_stage_duration_seconds success resolve": 1,
+		"gantry_prepare_stage_duration_seconds failure resolve": 1,
+		"gantry_prepare_stage_duration_seconds success fetch":   0,
+		"gantry_fetch_bytes_total":                              7,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v, want %v", name, got[name], want)
+		}
+	}
+}
