@@ -1,15 +1,6 @@
 package main
 
-import (
-	"cmp"
-	"errors"
-	"slices"
-
-	"github.com/spf13/cobra"
-
-	"github.com/gantry-cri/gantry/stage0/errdefs"
-	"github.com/gantry-cri/gantry/stage0/pod"
-)
+import "github.com/spf13/cobra"
 
 func newList(o *options) *cobra.Command {
 	var format format
@@ -20,11 +11,11 @@ func newList(o *options) *cobra.Command {
 		Short:   "List the pods",
 		Args:    exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			pods, err := o.pods()
+			h, err := o.house()
 			if err != nil {
 				return err
 			}
-			all, err := loadAll(pods)
+			all, err := h.loadAll(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -45,30 +36,6 @@ func newList(o *options) *cobra.Command {
 	format.register(cmd.Flags())
 	cmd.Flags().BoolVar(&full, "full", false, "print whole UUIDs")
 	return cmd
-}
-
-// loadAll reads every pod, oldest first. Pods that go away while it reads, and
-// pods that are still being made and have no record, are left out.
-func loadAll(pods *pod.Pods) ([]*pod.Pod, error) {
-	uuids, err := pods.List()
-	if err != nil {
-		return nil, err
-	}
-	var all []*pod.Pod
-	for _, u := range uuids {
-		p, err := pods.Load(u)
-		if errors.Is(err, errdefs.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, p)
-	}
-	slices.SortFunc(all, func(a, b *pod.Pod) int {
-		return cmp.Or(a.Record.CreatedAt.Compare(b.Record.CreatedAt), cmp.Compare(a.Record.UUID, b.Record.UUID))
-	})
-	return all, nil
 }
 
 // rows prints a line an app; a sandbox, which has none, has a line of its own.

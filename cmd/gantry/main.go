@@ -30,6 +30,7 @@ const (
 func main() {
 	manifest.RegisterIsolators()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends us at once
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -121,7 +122,8 @@ func newRoot() *cobra.Command {
 	})
 	o.register(root.PersistentFlags())
 	root.AddCommand(
-		newList(o), newVersion(),
+		newPrepare(o), newRunPrepared(o), newRun(o), newFetch(o), newImage(o), newList(o), newStatus(o),
+		newCatManifest(o), newStop(o), newRm(o), newGC(o), newTranslate(), newServe(o), newVersion(),
 	)
 	return root
 }
@@ -146,12 +148,10 @@ func atLeastOne(what string) cobra.PositionalArgs {
 	}
 }
 
-// asRoot refuses a command that changes state to those who cannot.
-func asRoot(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
-	return func(cmd *cobra.Command, args []string) error {
-		if os.Geteuid() != 0 {
-			return hintError{errors.New("cannot run as unprivileged user"), "run it as root, by sudo for example"}
-		}
-		return run(cmd, args)
+// needRoot does what changes state, and refuses it to those who cannot.
+func needRoot(do func() error) error {
+	if os.Geteuid() != 0 {
+		return hintError{errors.New("cannot run as unprivileged user"), "run it as root, by sudo for example"}
 	}
+	return do()
 }

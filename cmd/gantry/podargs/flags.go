@@ -8,13 +8,15 @@ import (
 	"github.com/appc/spec/schema/types"
 	capabilities "github.com/containerd/containerd/v2/pkg/cap"
 	"github.com/spf13/pflag"
+
+	"github.com/gantry-cri/gantry/stage0"
 )
 
 // New registers the flags of prepare and run with flags and returns the parser
 // that they fill. flags must be the complete set of the command, global flags
 // included, since flags may stand between the images.
 func New(flags *pflag.FlagSet) *Parser {
-	p := &Parser{flags: flags, request: Request{PullPolicy: PullNew}}
+	p := &Parser{flags: flags, request: Request{PullPolicy: stage0.PullNew}}
 	flags.SetInterspersed(false)
 	p.podFlags(flags)
 	p.appFlags(flags)
@@ -26,10 +28,11 @@ func (p *Parser) podFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&r.Quiet, "quiet", false, "no progress and notes on stderr")
 	flags.BoolVar(&r.inheritEnv, "inherit-env", false, "give the apps the caller's variables that nothing else sets")
 	flags.Func("pull-policy", "when to ask the registry: `POLICY` is never, new or update (default new)", func(s string) error {
-		if s != PullNever && s != PullNew && s != PullUpdate {
+		policy, err := stage0.ParsePullPolicy(s)
+		if err != nil {
 			return invalid("the pull policy is one of never, new, update")
 		}
-		r.PullPolicy = s
+		r.PullPolicy = policy
 		return nil
 	})
 	flags.Func("set-env", "`NAME=VALUE` for all apps", func(s string) error {

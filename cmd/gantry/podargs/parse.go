@@ -60,6 +60,9 @@ func (p *Parser) eatFlags(words []string) (int, error) {
 	if err := p.flags.Parse(words); err != nil {
 		return 0, err
 	}
+	if help := p.flags.Lookup("help"); help != nil && help.Changed {
+		return 0, pflag.ErrHelp
+	}
 	eaten := len(words) - p.flags.NArg()
 	if p.flags.ArgsLenAtDash() >= 0 {
 		eaten--
@@ -134,16 +137,22 @@ func (a *App) resolve() error {
 }
 
 // FlagError turns an error of the flag set into one that says what is wrong in
-// the words of this package.
+// the words of this package. Other errors it returns as they are.
 func FlagError(err error) error {
 	var value *pflag.InvalidValueError
 	if !errors.As(err, &value) {
 		return err
 	}
-	if cause := errors.Unwrap(err); cause != nil && errors.Is(cause, errdefs.ErrInvalid) {
+	if cause := errors.Unwrap(value); cause != nil && errors.Is(cause, errdefs.ErrInvalid) {
 		return fmt.Errorf("--%s %q: %w", value.GetFlag().Name, value.GetValue(), cause)
 	}
 	return err
+}
+
+// IsFlagError says whether err is of a flag set that found the words unreadable.
+func IsFlagError(err error) bool {
+	return errors.As(err, new(*pflag.InvalidValueError)) || errors.As(err, new(*pflag.NotExistError)) ||
+		errors.As(err, new(*pflag.ValueRequiredError)) || errors.As(err, new(*pflag.InvalidSyntaxError))
 }
 
 // invalidError is a finding about the command line; its text is complete as it

@@ -14,17 +14,8 @@ import (
 	"github.com/appc/spec/schema"
 	"github.com/appc/spec/schema/types"
 
+	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/imageref"
-)
-
-// The pull policies of the command line.
-const (
-	// PullNever uses the store alone.
-	PullNever = "never"
-	// PullNew asks the registry for what the store does not have. It is the default.
-	PullNew = "new"
-	// PullUpdate asks the registry every time.
-	PullUpdate = "update"
 )
 
 // Request is a command line that was read and found sound.
@@ -35,8 +26,8 @@ type Request struct {
 	Volumes []types.Volume
 	// Ports name ports of the apps; which app has them is known with the images.
 	Ports []types.ExposedPort
-	// PullPolicy is one of the three policies.
-	PullPolicy string
+	// PullPolicy says when the registry is asked.
+	PullPolicy stage0.PullPolicy
 	// Quiet silences progress and notes.
 	Quiet bool
 

@@ -84,11 +84,12 @@ func (r *Request) checkVolumes() error {
 	return nil
 }
 
-// appMounts joins an app's own mounts, the pod's, and the image's mount points,
-// one a path, the first of them winning. A mount point that no volume is for
-// gets an empty one, which is returned with a note about it.
-func (r *Request) appMounts(a *App, points []types.MountPoint) (mounts []schema.Mount, implicit []types.Volume, notes []string) {
+// appMounts joins an app's own mounts and the pod's, one a path, the first of
+// them winning. Notes tell of the image's mount points that no volume is for:
+// they get an empty one each when the pod runs.
+func (r *Request) appMounts(a *App, points []types.MountPoint) (mounts []schema.Mount, notes []string) {
 	taken := map[string]bool{}
+	mounts = []schema.Mount{}
 	for _, m := range slices.Concat(a.mounts, r.mounts) {
 		if !taken[m.Path] {
 			taken[m.Path] = true
@@ -96,34 +97,10 @@ func (r *Request) appMounts(a *App, points []types.MountPoint) (mounts []schema.
 		}
 	}
 	for _, point := range points {
-		target := path.Clean(point.Path)
-		if taken[target] {
-			continue
+		declared := slices.ContainsFunc(r.Volumes, func(v types.Volume) bool { return v.Name == point.Name })
+		if !declared && !taken[path.Clean(point.Path)] {
+			notes = append(notes, fmt.Sprintf("app %s: no volume for mount point %s (%s): using an empty one", a.Name, point.Name, point.Path))
 		}
-		taken[target] = true
-		volume := point.Name
-		if !slices.ContainsFunc(r.Volumes, func(v types.Volume) bool { return v.Name == volume }) {
-			volume = r.implicitName(a.Name, point.Name, implicit)
-			implicit = append(implicit, emptyVolume(volume))
-			notes = append(notes, fmt.Sprintf("app %s: no volume for mount point %s (%s): using an empty one", a.Name, point.Name, target))
-		}
-		mounts = append(mounts, schema.Mount{Volume: volume, Path: target})
 	}
-	return mounts, implicit, notes
-}
-
-// implicitName is APP-MOUNTPOINT, with a number where a volume of the command
-// line or another implicit one already has that name.
-func (r *Request) implicitName(app, point types.ACName, implicit []types.Volume) types.ACName {
-	taken := slices.Concat(r.Volumes, implicit)
-	name := app + "-" + point
-	for n := 2; slices.ContainsFunc(taken, func(v types.Volume) bool { return v.Name == name }); n++ {
-		name = types.ACName(fmt.Sprintf("%s-%s-%d", app, point, n))
-	}
-	return name
-}
-
-func emptyVolume(name types.ACName) types.Volume {
-	mode, root := "0755", 0
-	return types.Volume{Name: name, Kind: "empty", Mode: &mode, UID: &root, GID: &root}
+	return mounts, notes
 }

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gantry-cri/gantry/stage0/store"
+)
+
+func newImage(o *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "image",
+		Short: "Look at images and remove them",
+		Args:  exactly(0, "a subcommand: list or rm"),
+		RunE: func(*cobra.Command, []string) error {
+			return usageError{fmt.Errorf("want a subcommand: list or rm")}
+		},
+	}
+	cmd.AddCommand(newImageList(o), newImageRm(o))
+	return cmd
+}
+
+// imageView is an image as image list prints it. Programs outside read the
+// JSON: fields may be added, never renamed.
+type imageView struct {
+	ID       string    `json:"id"`
+	AppcID   string    `json:"appcID"`
+	Names    []string  `json:"names"` // tags, then digests
+	Size     int64     `json:"size"`  // bytes on disk
+	Layers   int       `json:"layers"`
+	Pinned   bool      `json:"pinned"`
+	PulledAt time.Time `json:"pulledAt"`
+}
+
+func imageViewOf(e store.Entry) imageView {
+	names := slices.Concat(e.Tags, e.Digests)
+	if names == nil {
+		names = []string{}
+	}
+	return imageView{
+		ID: string(e.Image.ID), AppcID: e.Image.AppcID, Names: names, Size: e.Image.Size,
+		Layers: len(e.Image.Layers), Pinned: e.Pinned, PulledAt: e.Image.PulledAt,
+	}
+}
+
+func newImageList(o *options) *cobra.Command {
+	var format format
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the images",
+		Args:    exactly(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			images, err := store.Open(o.dir)
+			if err != nil {
+				return err
+			}
+			entries, err := images.List()
+			if err != nil {
+				return err
+			}
+			views := make([]imageView, 0, len(entries))
+			for _, e := range entries {
+				views = append(views, imageViewOf(e))
+			}
+			if format.json {
+				return printJSON(cmd.OutOrStdout(), views)
+			}
+			return table(cmd.OutOrStdout(), "ID\tNAME\tSIZE\tPULLED", func(row func(...any)) {
+				for _, v := range views {
+					row(strings.TrimPrefix(v.ID, "sha256:")[:12], v.name(), size(v.Size), ago(&v.PulledAt))
+				}
+			})
+		},
+	}
+	format.register(cmd.Flags())
+	return cmd
+}
+
+// name is the one that people know the image by: the first tag, else a digest.
+func (v imageView) name() string {
+	if len(v.Names) == 0 {
+		return "-"
+	}
+	return v.Names[0]
+}

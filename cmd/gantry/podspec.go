@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/gantry-cri/gantry/cmd/gantry/podargs"
+	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/store"
+	"github.com/gantry-cri/gantry/translate"
+)
+
+// prepare makes a prepared pod of a request: images, manifest, pod.
+func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, stderr io.Writer) (manifest.UUID, error) {
+	progress := newProgress(stderr, r.Quiet)
+	p.Observer = progress
+	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod}
+	var images []translate.Image
+	for _, app := range r.Apps {
+		entry, err := image(ctx, p, app, r.PullPolicy, progress)
+		if err != nil {
+			return "", err
+		}
+		config, err := p.Images.Config(entry.Image.ID)
+		if err != nil {
+			return "", err
+		}
+		spec.Images = append(spec.Images, stage0.AppImage{Name: app.Image, Ref: imageRef(entry, app), Image: entry.Image})
+		images = append(images, translate.Image{
+			ID: string(entry.Image.ID), AppcID: entry.Image.AppcID, Name: app.Ref.Name(), Config: config,
+		})
+	}
+	pm, notes, err := r.Manifest(images)
+	if err != nil {
+		return "", err
+	}
+	for _, note := range notes {
+		fmt.Fprintln(progress.w, "prepare: "+note)
+	}
+	raw, err := json.Marshal(pm)
+	if err != nil {
+		return "", fmt.Errorf("pod manifest: %w", err)
+	}
+	spec.Manifest, spec.Request = pm, sha256.Sum256(raw)
+	return p.Prepare(ctx, spec)
+}
+
+// image finds an app's image by the pull policy; an id is only looked for in the store.
+func image(ctx context.Context, p *stage0.Pipeline, app podargs.App, policy stage0.PullPolicy, progress *progress) (store.Entry, error) {
+	if app.ImageID != "" {
+		return p.Images.Lookup(app.ImageID)
+	}
+	progress.begin(app.Ref.String())
+	pulled, err := p.Image(ctx, app.Ref, policy)
+	progress.end(pulled, err)
+	return pulled.Entry, err
+}
+
+// imageRef is the repository digest that the app's name has, else the image's id.
+func imageRef(entry store.Entry, app podargs.App) string {
+	if app.Ref.IsZero() || entry.Image.ManifestDigest == "" {
+		return string(entry.Image.ID)
+	}
+	return app.Ref.Canonical(entry.Image.ManifestDigest)
+}
