@@ -77,7 +77,7 @@ func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 	err := first(
 		checkText(c),
 		checkPorts(c.GetPortMappings()),
-		checkNamespaces("linux.security_context.namespace_options", sec.GetNamespaceOptions(), false),
+		checkNamespaces("linux.security_context.namespace_options", sec.GetNamespaceOptions()),
 		checkSysctls(c.GetLinux().GetSysctls(), sec.GetNamespaceOptions()),
 		checkSELinux(sec.GetSelinuxOptions()),
 		checkIDs(sec.GetRunAsUser(), sec.GetRunAsGroup(), sec.GetSupplementalGroups()),
@@ -90,11 +90,14 @@ func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 	if sec.GetRunAsGroup() != nil && sec.GetRunAsUser() == nil {
 		return invalid("linux.security_context.run_as_group", "given without run_as_user")
 	}
+	if sec.GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_TARGET {
+		return invalid("linux.security_context.namespace_options.pid", "a sandbox has no container to target")
+	}
 	return nil
 }
 
 // checkNamespaces refuses modes that mean nothing or that are not there yet.
-func checkNamespaces(field string, o *runtimeapi.NamespaceOption, container bool) error {
+func checkNamespaces(field string, o *runtimeapi.NamespaceOption) error {
 	for _, ns := range []struct {
 		name string
 		mode runtimeapi.NamespaceMode
@@ -106,9 +109,6 @@ func checkNamespaces(field string, o *runtimeapi.NamespaceOption, container bool
 	switch o.GetPid() {
 	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE:
 	case runtimeapi.NamespaceMode_TARGET:
-		if !container {
-			return invalid(field+".pid", "a sandbox has no container to target")
-		}
 		if o.GetTargetId() == "" {
 			return invalid(field+".target_id", "missing with pid TARGET")
 		}
@@ -206,7 +206,7 @@ func checkSecurity(s *runtimeapi.PodSandboxConfig, sec *runtimeapi.LinuxContaine
 		return invalid(field+"namespace_options.ipc", "NODE in a sandbox that has its own IPC namespace")
 	}
 	return first(
-		checkNamespaces(field+"namespace_options", own, true),
+		checkNamespaces(field+"namespace_options", own),
 		checkSELinux(sec.GetSelinuxOptions()),
 		checkIDs(sec.GetRunAsUser(), sec.GetRunAsGroup(), sec.GetSupplementalGroups()),
 		checkCapabilities(sec.GetCapabilities()),

@@ -21,7 +21,8 @@ const ociVersion = "1.0.2"
 // ToOCI returns the OCI runtime configuration of one app of a pod. sandbox is the
 // manifest of the sandbox that a CRI container joins, nil for a command-line pod.
 // The strings are warnings: things that the node cannot do and that do not stop the
-// app. errdefs.ErrUnsupported, ErrInvalid and ErrNotFound say what stopped it.
+// app. errdefs.ErrUnsupported and ErrInvalid refuse what was asked for, ErrNotFound
+// and ErrState say that node or place lack something that the app needs.
 func ToOCI(pm *schema.PodManifest, app string, sandbox *schema.PodManifest, n Node, p Place) (*specs.Spec, []string, error) {
 	o, err := newOCISpec(pm, app, sandbox)
 	if err != nil {

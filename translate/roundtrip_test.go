@@ -87,13 +87,12 @@ func allowNamespaces(r *rand.Rand, o *runtimeapi.NamespaceOption) {
 	o.UsernsOptions = pick(r, nil, &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE})
 }
 
-func allowProfile(r *rand.Rand, p *runtimeapi.SecurityProfile, apparmor bool) {
+func allowProfile(r *rand.Rand, p *runtimeapi.SecurityProfile, types ...runtimeapi.SecurityProfile_ProfileType) {
 	if p == nil {
 		return
 	}
-	p.ProfileType = pick(r, profileDefault, profileUnconfined)
-	if !apparmor && r.IntN(2) == 0 {
-		p.ProfileType, p.LocalhostRef = profileLocalhost, "/profiles/x.json"
+	if p.ProfileType = pick(r, types...); p.ProfileType == profileLocalhost {
+		p.LocalhostRef = "/profiles/x.json"
 	}
 }
 
@@ -115,8 +114,8 @@ func randomSandbox(r *rand.Rand) *runtimeapi.PodSandboxConfig {
 				l.Sysctls = nil
 			}
 			s.SelinuxOptions = nil
-			allowProfile(r, s.Seccomp, false)
-			allowProfile(r, s.Apparmor, true)
+			allowProfile(r, s.Seccomp, profileDefault, profileUnconfined, profileLocalhost)
+			allowProfile(r, s.Apparmor, profileDefault, profileUnconfined)
 			s.SeccompProfilePath = pick(r, "", "runtime/default", "localhost//x") //nolint:staticcheck // older kubelets send it
 			if s.RunAsUser == nil {
 				s.RunAsGroup = nil
@@ -180,8 +179,8 @@ func allowSecurity(r *rand.Rand, s *runtimeapi.LinuxContainerSecurityContext) {
 	s.Privileged, s.SelinuxOptions = false, nil
 	s.Capabilities = pick(r, nil, &runtimeapi.Capability{AddCapabilities: []string{"ALL", "net_admin"}, DropCapabilities: []string{"CAP_CHOWN"}})
 	s.MaskedPaths, s.ReadonlyPaths = pick(r, nil, []string{"/proc/x"}), pick(r, nil, []string{"/proc/y", "/proc/z"})
-	allowProfile(r, s.Seccomp, false)
-	allowProfile(r, s.Apparmor, true)
+	allowProfile(r, s.Seccomp, profileDefault, profileUnconfined, profileLocalhost)
+	allowProfile(r, s.Apparmor, profileDefault, profileUnconfined)
 	s.SeccompProfilePath, s.ApparmorProfile = pick(r, "", "unconfined"), pick(r, "", "runtime/default") //nolint:staticcheck // older kubelets send it
 	switch r.IntN(3) {
 	case 0:
