@@ -269,9 +269,6 @@ func (p *Pipeline) extractLayer(ctx context.Context, remote fetch.Remote, l laye
 	r := &meteredReader{blob: blob, pipeline: p}
 	pending, err := p.Trees.Extract(ctx, l.Layer, r)
 	times.pass(r, time.Since(start))
-	if err != nil {
-		err = fmt.Errorf("layer %s: %w", l.Digest, err)
-	}
 	if err = errors.Join(err, blob.Close()); err != nil && pending != nil {
 		return nil, errors.Join(err, pending.Discard())
 	}

@@ -232,7 +232,10 @@ func (t *trace) explain(ctx context.Context, err error) error {
 		// it for the end of the bytes.
 		err = io.ErrUnexpectedEOF
 	}
-	if cerrdefs.IsNotImplemented(err) {
+	switch {
+	case cerrdefs.IsNotFound(err):
+		err = errdefs.ErrNotFound // what the client adds is the reference, again
+	case cerrdefs.IsNotImplemented(err):
 		err = errSchema1
 	}
 	class := classOf(err)
@@ -254,8 +257,6 @@ func classOf(err error) error {
 		}
 	}
 	switch {
-	case cerrdefs.IsNotFound(err):
-		return errdefs.ErrNotFound
 	case errors.Is(err, docker.ErrInvalidAuthorization):
 		return errdefs.ErrDenied
 	case cerrdefs.IsFailedPrecondition(err): // more bytes than the descriptor says
