@@ -23,7 +23,7 @@ type Containerd struct {
 }
 
 const containerdConfig = `version = 2
-root = "%[1]s/root"
+root = "%[5]s/root"
 state = "%[1]s/state"
 [grpc]
   address = "%[1]s/containerd.sock"
@@ -43,10 +43,13 @@ state = "%[1]s/state"
 `
 
 // StartContainerd starts a containerd that pulls from the registry, where it
-// pushes a sandbox image.
-func StartContainerd(tb testing.TB, registry *Registry) *Containerd {
+// pushes a sandbox image. Its data lies in root; empty: a directory of its own.
+func StartContainerd(tb testing.TB, registry *Registry, root string) *Containerd {
 	tb.Helper()
 	dir := Dir(tb)
+	if root == "" {
+		root = dir
+	}
 	pause, err := images.Pause(images.Options{})
 	if err != nil {
 		tb.Fatal(err)
@@ -56,7 +59,7 @@ func StartContainerd(tb testing.TB, registry *Registry) *Containerd {
 	c := &Containerd{Endpoint: "unix://" + filepath.Join(dir, "containerd.sock"), Network: NewNetwork(tb, dir)}
 	CheckLeaks(tb, LeakScope{Dirs: []string{dir}, Bridge: c.Network.Bridge})
 	config := filepath.Join(dir, "config.toml")
-	text := fmt.Sprintf(containerdConfig, dir, registry.Ref("pause:1"), CNIBinDir, c.Network.ConfDir)
+	text := fmt.Sprintf(containerdConfig, dir, registry.Ref("pause:1"), CNIBinDir, c.Network.ConfDir, root)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		tb.Fatalf("write configuration of containerd: %v", err)
 	}

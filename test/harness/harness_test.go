@@ -123,7 +123,7 @@ func TestKubelet(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Push(t, "busybox:1", index)
-	c := StartContainerd(t, r)
+	c := StartContainerd(t, r, "")
 	k := StartKubelet(t, KubeletOptions{Endpoint: c.Endpoint})
 	k.AddPod(t, &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "web"},
