@@ -1,0 +1,36 @@
+# Each target is one call; what takes more than a line lives in hack/.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PREFIX ?= /usr/local
+FUZZTIME ?= 10s
+
+.PHONY: help build demo test lint bench fuzz install clean
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build bin/gantry
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gantry ./cmd/gantry
+
+demo: build ## Show a pod from registry to clean-up, checked at every step (root)
+	hack/demo
+
+test: build ## Run all tests: unit, golden, scripts, CRI, kubelet, Prometheus (root)
+	hack/test
+
+lint: ## Run golangci-lint with the rules of the architecture
+	go tool -modfile=hack/tools/go.mod golangci-lint run ./...
+
+bench: build ## Measure pull, prepare and start beside containerd (root)
+	hack/bench
+
+fuzz: ## Fuzz every fuzz target for FUZZTIME each
+	FUZZTIME=$(FUZZTIME) hack/fuzz
+
+install: build ## Install bin/gantry below PREFIX
+	install -D -m 755 bin/gantry $(DESTDIR)$(PREFIX)/bin/gantry
+
+clean: ## Delete what was built
+	rm -rf bin
