@@ -38,6 +38,7 @@ type node struct {
 	disk   string
 	gantry *harness.Gantry // nil for containerd
 	sock   string
+	parent string // cgroup of the pods
 }
 
 // BenchmarkBeside is one run of everything. Its own time means nothing.
@@ -103,9 +104,11 @@ func (n *node) sync(b *testing.B) {
 // and a pod from its request to its removal.
 func pods(b *testing.B, registry *harness.Registry) {
 	ref := registry.Ref("bench/busybox:1")
+	parent := harness.MakeCgroup(b)
 	nodes := map[string]*node{}
 	for _, peer := range peers {
 		nodes[peer] = start(b, peer, registry)
+		nodes[peer].parent = parent
 		nodes[peer].pull(b, ref)
 	}
 	prepare, up, down := measured{}, measured{}, measured{}
@@ -158,7 +161,10 @@ func (n *node) pod(b *testing.B, ref string, round int) (up, down time.Duration)
 	pod := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "bench", Namespace: "default", Uid: fmt.Sprintf("u%d", round)},
 		LogDirectory: filepath.Join(n.disk, "logs"),
-		Linux:        &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: ns}},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{
+			CgroupParent:    n.parent,
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: ns},
+		},
 	}
 	begin := time.Now()
 	sandbox, err := n.cri.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: pod})
