@@ -88,6 +88,9 @@ type state struct {
 	user      *runtimeapi.LinuxContainerUser
 	// ghost says that the sandbox is gone and kept for its containers alone.
 	ghost bool
+	// wasReady says that the sandbox was ready at some time in this daemon's life;
+	// cutShort that it never was in any: its maker died while it made it.
+	wasReady, cutShort bool
 }
 
 func (e *entry) id() string          { return string(e.record.ID) }
@@ -326,6 +329,11 @@ func (x *index) readRun(e, old *entry) {
 		e.network, e.user, e.resources = old.network, old.user, old.resources
 	}
 	if e.record.Kind == pod.KindSandbox {
+		e.wasReady = e.phase == pod.Up || old != nil && old.wasReady
+		if e.phase != pod.Up && !e.wasReady {
+			_, err := x.inspector.Network(u)
+			e.cutShort = e.phase == pod.Created || errors.Is(err, errdefs.ErrNotFound)
+		}
 		if e.phase == pod.Up && len(e.network.IPs) == 0 && !hostNetwork(e.sandbox) {
 			n, err := x.inspector.Network(u)
 			if err != nil {

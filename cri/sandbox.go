@@ -58,12 +58,12 @@ func (s *sandboxes) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandb
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 
-// existing answers a request from what was made before. A sandbox that was
-// prepared and never ran is none: its maker died, and run removes it.
+// existing answers a request from what was made before. A sandbox that was never
+// ready and has no containers is none: its maker died, and run removes it.
 func (s *sandboxes) existing(key string, request manifest.Request) (string, error) {
 	e := s.index.holder(key)
 	switch {
-	case e == nil || e.phase == pod.Created && !e.ghost:
+	case e == nil || e.cutShort && !e.ghost && len(s.index.containers(e.uuid())) == 0:
 		return "", nil
 	case e.phase != pod.Up:
 		return "", fmt.Errorf("%s: %s has it and is stopped, it must be removed first: %w", key, e.id(), errdefs.ErrExists)

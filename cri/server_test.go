@@ -61,6 +61,8 @@ type rig struct {
 	fetchErr error
 	unknown  []string
 	usage    uint64
+	// noNetwork: no sandbox has come as far as a network.
+	noNetwork bool
 }
 
 func newRig(t *testing.T) *rig {
@@ -201,6 +203,9 @@ func (r *rig) UpdateResources(context.Context, manifest.UUID, string, *runtimeap
 }
 
 func (r *rig) Network(manifest.UUID) (network.Result, error) {
+	if r.noNetwork {
+		return network.Result{}, errdefs.ErrNotFound
+	}
 	return network.Result{IPs: []netip.Addr{netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3")}, Raw: []byte(`{"cniVersion":"1.0.0"}`)}, nil
 }
 
@@ -603,6 +608,45 @@ func TestRestartFindsEverything(t *testing.T) {
 	}
 	if again := r.container(box, "d"); again != created {
 		t.Errorf("the same container is %s, was %s", again, created)
+	}
+}
+
+func TestSandboxThatWasCutShortIsReplaced(t *testing.T) {
+	r := newRig(t)
+	r.noNetwork = true
+	for _, place := range []pod.Place{pod.InPrepared, pod.InRun} {
+		t.Run("killed in "+string(place), func(t *testing.T) {
+			box := r.sandbox("a")
+			u, _ := manifest.ID(box).UUID()
+			if err := r.change(t.Context(), u, func(d *pod.Dir) error {
+				return errors.Join(r.pods.ClearReady(u), d.MoveTo(place))
+			}); err != nil {
+				t.Fatal(err)
+			}
+			r.serve()
+			if ss, _ := r.listed(); len(ss) != 1 || !strings.HasSuffix(ss[0], "NOTREADY") {
+				t.Errorf("listed %v", ss)
+			}
+			if r.sandbox("a") == box {
+				t.Error("a sandbox that never was ready was taken for one")
+			}
+			if ss, _ := r.listed(); len(ss) != 1 || !strings.HasSuffix(ss[0], " READY") {
+				t.Errorf("listed afterwards: %v", ss)
+			}
+		})
+	}
+}
+
+func TestStoppedSandboxIsNotReplaced(t *testing.T) {
+	r := newRig(t)
+	box := r.sandbox("a")
+	if _, err := r.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: box}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // and after a restart
+		_, err := r.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: sandboxConfig("a")})
+		wantCode(t, err, codes.AlreadyExists)
+		r.serve()
 	}
 }
 
