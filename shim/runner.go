@@ -41,7 +41,7 @@ func (r runner) Status(ctx context.Context) cri.NodeStatus {
 		RuntimeErr: s.RuntimeErr,
 		NetworkErr: s.NetworkErr,
 		Systemd:    s.Driver == cgroup.Systemd,
-		Handlers:   []cri.Handler{{}},
+		Handlers:   []cri.Handler{{RecursiveReadOnly: s.RecursiveReadOnly}},
 		Details: map[string]any{
 			"cgroups":      s.Cgroups,
 			"cgroupDriver": s.Driver,
@@ -51,7 +51,7 @@ func (r runner) Status(ctx context.Context) cri.NodeStatus {
 		out.Runtime = fmt.Sprintf("%s %s (%s): %s", s.Runtime.Name, s.Runtime.Version, s.Runtime.Path, s.Runtime.Reason)
 	}
 	for _, name := range s.Handlers {
-		out.Handlers = append(out.Handlers, cri.Handler{Name: name})
+		out.Handlers = append(out.Handlers, cri.Handler{Name: name, RecursiveReadOnly: s.RecursiveReadOnly})
 	}
 	return out
 }

@@ -6,12 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage1/cgroup"
@@ -79,16 +81,31 @@ var nodeFacts = sync.OnceValues(func() (translate.Node, error) {
 		return n, err
 	}
 	n.HugepageSizes = hugepageSizes()
-	_, err = os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
-	n.SwapAccounting = err == nil
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		n.SwapAccounting = true
-	}
+	n.SwapAccounting = swapAccounting()
+	n.SELinux = selinux.GetEnabled()
 	_, err = unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0)
 	n.NoSeccomp = errors.Is(err, unix.EINVAL)
-	n.RecursiveReadOnly = false
+	n.RecursiveReadOnly = recursiveReadOnly()
 	return n, nil
 })
+
+// swapAccounting asks the memory controller; on v2 only cgroups below the root
+// have the file, and every one has it or none.
+func swapAccounting() bool {
+	for _, pattern := range []string{"/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", "/sys/fs/cgroup/*/memory.swap.max"} {
+		if names, err := filepath.Glob(pattern); err == nil && len(names) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// recursiveReadOnly says that the kernel has mount_setattr(2), since 5.12; crun
+// and runc of the versions that we can drive know the option.
+func recursiveReadOnly() bool {
+	err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{})
+	return !errors.Is(err, unix.ENOSYS)
+}
 
 // oomScoreAdjMin is the process's own value unless it may go below it.
 func oomScoreAdjMin(caps capability.Capabilities) (int, error) {
@@ -110,16 +127,16 @@ func oomScoreAdjMin(caps capability.Capabilities) (int, error) {
 // limit, in CRI's spelling ("2MB").
 func hugepageSizes() []string {
 	var sizes []string
-	for _, pattern := range []string{"/sys/fs/cgroup/hugetlb/hugetlb.*.limit_in_bytes", "/sys/fs/cgroup/*/hugetlb.*.max"} {
+	// A hybrid hierarchy's v2 part is none that an OCI runtime would write to.
+	for _, pattern := range []string{"/sys/fs/cgroup/hugetlb/hugetlb.*.limit_in_bytes", "/sys/fs/cgroup/*.slice/hugetlb.*.max"} {
 		names, err := filepath.Glob(pattern)
 		if err != nil {
 			continue // only a malformed pattern fails
 		}
 		for _, n := range names {
-			sizes = append(sizes, strings.Split(filepath.Base(n), ".")[1])
-		}
-		if len(sizes) > 0 {
-			break
+			if size := strings.Split(filepath.Base(n), ".")[1]; !slices.Contains(sizes, size) {
+				sizes = append(sizes, size)
+			}
 		}
 	}
 	return sizes

@@ -25,6 +25,8 @@ type NodeStatus struct {
 	NetworkErr error
 	Driver     cgroup.Driver
 	Cgroups    cgroup.Mode
+	// RecursiveReadOnly says that mounts can be made read-only with all below them.
+	RecursiveReadOnly bool
 	// Handlers are the names of the configured handlers besides the default.
 	Handlers []string
 }
@@ -32,7 +34,7 @@ type NodeStatus struct {
 // Status looks at what pods need. It answers from what is known and from a few
 // file reads; the runtime's version is asked for once.
 func (r *Runner) Status(ctx context.Context) NodeStatus {
-	s := NodeStatus{Driver: r.cfg.Driver, Cgroups: r.cgroups.Mode(), NetworkErr: r.network.Status()}
+	s := NodeStatus{Driver: r.cfg.Driver, Cgroups: r.cgroups.Mode(), NetworkErr: r.network.Status(), RecursiveReadOnly: recursiveReadOnly()}
 	c, err := r.runtime(ctx, "")
 	if err == nil {
 		s.Runtime = c.Runtime

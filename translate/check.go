@@ -79,7 +79,6 @@ func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 		checkPorts(c.GetPortMappings()),
 		checkNamespaces("linux.security_context.namespace_options", sec.GetNamespaceOptions()),
 		checkSysctls(c.GetLinux().GetSysctls(), sec.GetNamespaceOptions()),
-		checkSELinux(sec.GetSelinuxOptions()),
 		checkIDs(sec.GetRunAsUser(), sec.GetRunAsGroup(), sec.GetSupplementalGroups()),
 		checkSeccomp(sec.GetSeccomp(), sec.GetSeccompProfilePath()), //nolint:staticcheck // older kubelets send it
 		checkAppArmor(sec.GetApparmor(), ""),
@@ -130,13 +129,6 @@ func checkUserns(field string, u *runtimeapi.UserNamespace) error {
 		return invalid(field+".mode", "%v; POD and NODE are possible", u.GetMode())
 	case len(u.GetUids()) > 0 || len(u.GetGids()) > 0:
 		return invalid(field, "mappings make no sense with mode NODE")
-	}
-	return nil
-}
-
-func checkSELinux(o *runtimeapi.SELinuxOption) error {
-	if o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() != "" {
-		return unsupported("linux.security_context.selinux_options", "labels are not set by this version")
 	}
 	return nil
 }
@@ -207,7 +199,6 @@ func checkSecurity(s *runtimeapi.PodSandboxConfig, sec *runtimeapi.LinuxContaine
 	}
 	return first(
 		checkNamespaces(field+"namespace_options", own),
-		checkSELinux(sec.GetSelinuxOptions()),
 		checkIDs(sec.GetRunAsUser(), sec.GetRunAsGroup(), sec.GetSupplementalGroups()),
 		checkCapabilities(sec.GetCapabilities()),
 		allAbsolute(field+"masked_paths", sec.GetMaskedPaths()),

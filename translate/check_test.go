@@ -78,10 +78,9 @@ func TestSandboxRefusals(t *testing.T) {
 		{"group without user", func(c *config) {
 			c.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}
 		}, errdefs.ErrInvalid, "run_as_group"},
-		{"selinux", func(c *config) {
+		{"selinux, which containers ask for", func(c *config) {
 			c.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0"}
-		}, errdefs.ErrUnsupported, "selinux_options"},
-		{"selinux that says nothing", func(c *config) { c.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{} }, nil, ""},
+		}, nil, ""},
 		{"seccomp by a relative path", func(c *config) {
 			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: profileLocalhost, LocalhostRef: "x"}
 		}, errdefs.ErrInvalid, "seccomp"},
@@ -161,7 +160,7 @@ func TestContainerRefusals(t *testing.T) {
 		{"userns", sec(&runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}}), errdefs.ErrUnsupported, "userns_options"},
 		{"capability", sec(&runtimeapi.LinuxContainerSecurityContext{Capabilities: &runtimeapi.Capability{DropCapabilities: []string{"all", "bogus"}}}), errdefs.ErrInvalid, "bogus"},
 		{"masked path", sec(&runtimeapi.LinuxContainerSecurityContext{MaskedPaths: []string{"proc"}}), errdefs.ErrInvalid, "masked_paths[0]"},
-		{"selinux", sec(&runtimeapi.LinuxContainerSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{Type: "t"}}), errdefs.ErrUnsupported, "selinux_options"},
+		{"selinux, which the node decides about", sec(&runtimeapi.LinuxContainerSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{Type: "t"}}), nil, ""},
 		{"seccomp string", sec(&runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "bogus"}), errdefs.ErrInvalid, "seccomp"}, //nolint:staticcheck // older kubelets send it
 		{"apparmor default", armor(profileDefault), nil, ""},
 		{"apparmor unconfined", armor(profileUnconfined), nil, ""},

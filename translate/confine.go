@@ -79,6 +79,9 @@ func checkAppArmor(p *runtimeapi.SecurityProfile, old string) error {
 // decide what the default filter lets through.
 func (o *ociSpec) confine() error {
 	o.spec.Linux.MaskedPaths, o.spec.Linux.ReadonlyPaths = []string{}, []string{}
+	if err := o.selinux(); err != nil {
+		return err
+	}
 	if o.privileged() {
 		return nil
 	}
@@ -102,6 +105,17 @@ func (o *ociSpec) confine() error {
 		return fmt.Errorf("seccomp: %w", err)
 	}
 	return o.seccomp(filter)
+}
+
+// selinux refuses labels where they would mean something. On a node without
+// SELinux they are without effect, as they are for every runtime: workloads that run
+// on both kinds of nodes carry them.
+func (o *ociSpec) selinux() error {
+	l := o.security().GetSelinuxOptions()
+	if o.node.SELinux && l.GetUser()+l.GetRole()+l.GetType()+l.GetLevel() != "" {
+		return unsupported("linux.security_context.selinux_options", "labels are not set by this version")
+	}
+	return nil
 }
 
 // seccomp sets the filter of a profile; none at all is unconfined.

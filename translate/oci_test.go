@@ -374,6 +374,21 @@ func TestWhatIsNotHonouredIsRefused(t *testing.T) {
 	}
 }
 
+func TestSELinuxLabelsAreRefusedWhereTheyMeanSomething(t *testing.T) {
+	pm := commandLinePod(t, `[{"name":"gantry/cri","value":{"apiVersion":"v1","container":{"metadata":{"name":"a"},"linux":{"securityContext":{"selinuxOptions":{"type":"spc_t"}}}}}}]`)
+	sandbox, err := Sandbox(&runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := testNode()
+	if _, _, err := ToOCI(pm, "a", sandbox, n, testPlace()); err != nil {
+		t.Errorf("without SELinux: %v", err)
+	}
+	n.SELinux = true
+	_, _, err = ToOCI(pm, "a", sandbox, n, testPlace())
+	refusal(t, err, errdefs.ErrUnsupported, "selinux_options")
+}
+
 func commandLinePod(t *testing.T, isolators string) *schema.PodManifest {
 	t.Helper()
 	pm, err := manifest.Decode([]byte(`{"acKind":"PodManifest","acVersion":"0.8.11","volumes":null,"annotations":null,"ports":null,"isolators":null,

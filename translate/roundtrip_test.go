@@ -113,7 +113,6 @@ func randomSandbox(r *rand.Rand) *runtimeapi.PodSandboxConfig {
 			if s.NamespaceOptions.GetNetwork() == runtimeapi.NamespaceMode_NODE {
 				l.Sysctls = nil
 			}
-			s.SelinuxOptions = nil
 			allowProfile(r, s.Seccomp, profileDefault, profileUnconfined, profileLocalhost)
 			allowProfile(r, s.Apparmor, profileDefault, profileUnconfined)
 			s.SeccompProfilePath = pick(r, "", "runtime/default", "localhost//x") //nolint:staticcheck // older kubelets send it
@@ -176,7 +175,7 @@ func allowSecurity(r *rand.Rand, s *runtimeapi.LinuxContainerSecurityContext) {
 	if o := s.NamespaceOptions; o != nil { // testSandbox has namespaces of its own
 		o.Network, o.Ipc = runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_POD
 	}
-	s.Privileged, s.SelinuxOptions = false, nil
+	s.Privileged = false
 	s.Capabilities = pick(r, nil, &runtimeapi.Capability{AddCapabilities: []string{"ALL", "net_admin"}, DropCapabilities: []string{"CAP_CHOWN"}})
 	s.MaskedPaths, s.ReadonlyPaths = pick(r, nil, []string{"/proc/x"}), pick(r, nil, []string{"/proc/y", "/proc/z"})
 	allowProfile(r, s.Seccomp, profileDefault, profileUnconfined, profileLocalhost)

@@ -13,9 +13,12 @@ import (
 // Decode reads a pod manifest and refuses isolators that this version does not
 // know: running them half-understood would drop what was asked for.
 func Decode(b []byte) (*schema.PodManifest, error) {
+	if err := valuesPresent(b); err != nil {
+		return nil, err
+	}
 	var pm schema.PodManifest
 	if err := json.Unmarshal(b, &pm); err != nil {
-		return nil, fmt.Errorf("decode pod manifest: %w", err)
+		return nil, fmt.Errorf("decode pod manifest: %w: %w", errdefs.ErrInvalid, err)
 	}
 	if err := known("pod", pm.Isolators); err != nil {
 		return nil, err
@@ -29,6 +32,36 @@ func Decode(b []byte) (*schema.PodManifest, error) {
 		}
 	}
 	return &pm, nil
+}
+
+// valuesPresent refuses isolators without a value: appc's decoder follows the nil
+// pointer that they become.
+func valuesPresent(b []byte) error {
+	type isolators []struct {
+		Name  string          `json:"name"`
+		Value json.RawMessage `json:"value"`
+	}
+	var pm struct {
+		Isolators isolators `json:"isolators"`
+		Apps      []struct {
+			App struct {
+				Isolators isolators `json:"isolators"`
+			} `json:"app"`
+		} `json:"apps"`
+	}
+	if err := json.Unmarshal(b, &pm); err != nil {
+		return fmt.Errorf("decode pod manifest: %w: %w", errdefs.ErrInvalid, err)
+	}
+	all := pm.Isolators
+	for _, a := range pm.Apps {
+		all = append(all, a.App.Isolators...)
+	}
+	for _, i := range all {
+		if len(i.Value) == 0 || string(i.Value) == "null" {
+			return fmt.Errorf("decode pod manifest: isolator %q has no value: %w", i.Name, errdefs.ErrInvalid)
+		}
+	}
+	return nil
 }
 
 func known(where string, isolators types.Isolators) error {
