@@ -6,7 +6,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 PREFIX ?= /usr/local
 FUZZTIME ?= 10s
 
-.PHONY: help build demo test lint bench fuzz install clean
+.PHONY: help build demo test lint bench fuzz package install clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ bench: build ## Measure pull, prepare and start beside containerd (root)
 fuzz: ## Fuzz every fuzz target for FUZZTIME each
 	FUZZTIME=$(FUZZTIME) hack/fuzz
 
+package: build ## Make dist/gantry_VERSION_amd64.deb
+	VERSION=$(VERSION) hack/package/build
+
 install: build ## Install bin/gantry below PREFIX
 	install -D -m 755 bin/gantry $(DESTDIR)$(PREFIX)/bin/gantry
 
 clean: ## Delete what was built
-	rm -rf bin
+	rm -rf bin dist

@@ -26,17 +26,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/cri"
 	"github.com/gantry-cri/gantry/stage0"
-	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/manifest"
-	"github.com/gantry-cri/gantry/stage0/pod"
-	"github.com/gantry-cri/gantry/stage0/store"
-	"github.com/gantry-cri/gantry/stage0/tree"
-	"github.com/gantry-cri/gantry/stage1"
-	"github.com/gantry-cri/gantry/stage1/network"
 )
 
 const (
@@ -91,33 +86,15 @@ type house struct {
 }
 
 func open(ctx context.Context, cfg Config) (*house, error) {
-	pods, err := pod.Open(cfg.Dir, cfg.RunDir)
-	if err != nil {
-		return nil, err
-	}
-	images, err := store.Open(cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
-	trees, err := tree.Open(cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
 	log := klog.FromContext(ctx)
-	r, err := stage1.New(stage1.Config{
-		Pods: pods, TreesDir: trees.Dir(), RunDir: cfg.RunDir,
-		Driver: cfg.CgroupDriver, Runtime: cfg.Runtime, Runtimes: cfg.Runtimes, Conmon: cfg.Conmon, Init: cfg.Init,
-		Network: network.Config{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs},
-		Report: func(u manifest.UUID, what string, err error) {
-			log.Error(err, "Something went wrong and was put off", "pod", u, "what", what)
-		},
+	p, r, err := Open(cfg, func(u manifest.UUID, what string, err error) {
+		log.Error(err, "Something went wrong and was put off", "pod", u, "what", what)
 	})
 	if err != nil {
 		return nil, err
 	}
 	m := newMetrics(cfg.Version)
-	source := fetch.NewRegistry(fetch.Config{HostsDir: cfg.RegistryConfigDir, IdleTimeout: cfg.PullIdleTimeout.Duration})
-	p := &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Source: source, Observer: m}
+	p.Observer = m
 	return &house{cfg: cfg, pipeline: p, runner: runner{r}, metrics: m}, nil
 }
 
@@ -171,6 +148,12 @@ func (h *house) serve(ctx context.Context) error {
 	parts.Go(func() error { return serveHTTP(ctx, streams, server.StreamHandler()) })
 	parts.Go(func() error { return h.serveMetrics(ctx, metrics) })
 	parts.Go(func() error { return h.tend(ctx) })
+	parts.Go(func() error {
+		return watch(ctx, func() error {
+			_, err := server.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+			return err
+		})
+	})
 	parts.Go(func() error {
 		<-ctx.Done()
 		notify(log, daemon.SdNotifyStopping)
