@@ -45,15 +45,15 @@ func references(images []string) ([]imageref.Ref, error) {
 }
 
 func fetchAll(cmd *cobra.Command, o *options, refs []imageref.Ref, quiet bool) error {
-	p, err := o.pipeline()
+	h, err := o.house()
 	if err != nil {
 		return err
 	}
 	progress := newProgress(cmd.ErrOrStderr(), quiet)
-	p.Observer = progress
+	h.Observer = progress
 	for _, ref := range refs {
 		progress.begin(ref.String())
-		entry, err := p.Fetch(cmd.Context(), stage0.FetchRequest{Ref: ref})
+		entry, err := h.Fetch(cmd.Context(), stage0.FetchRequest{Ref: ref})
 		progress.end(stage0.Pulled{Entry: entry, Fetched: true}, err)
 		if err != nil {
 			return err

@@ -8,30 +8,10 @@ import (
 	"os"
 	"slices"
 
-	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
-	"github.com/gantry-cri/gantry/stage1"
 )
-
-// house is everything that works on one data directory, opened.
-type house struct {
-	*stage0.Pipeline
-	runner *stage1.Runner
-}
-
-func (o *options) house() (*house, error) {
-	p, err := o.pipeline()
-	if err != nil {
-		return nil, err
-	}
-	r, err := o.runner(p, nil)
-	if err != nil {
-		return nil, err
-	}
-	return &house{p, r}, nil
-}
 
 // load reads a pod. One whose app ended while nobody looked gets its exit record
 // first, if we may write it.

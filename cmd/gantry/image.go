@@ -55,11 +55,11 @@ func newImageList(o *options) *cobra.Command {
 		Short:   "List the images",
 		Args:    exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			images, err := store.Open(o.dir)
+			h, err := o.house()
 			if err != nil {
 				return err
 			}
-			entries, err := images.List()
+			entries, err := h.Images.List()
 			if err != nil {
 				return err
 			}

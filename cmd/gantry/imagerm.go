@@ -21,24 +21,24 @@ func newImageRm(o *options) *cobra.Command {
 
 // removeImages finds all images before it removes the first.
 func removeImages(cmd *cobra.Command, o *options, names []string) error {
-	p, err := o.pipeline()
+	h, err := o.house()
 	if err != nil {
 		return err
 	}
 	var entries []store.Entry
 	for _, name := range names {
-		e, err := p.Images.Lookup(name)
+		e, err := h.Images.Lookup(name)
 		if err != nil {
 			return err
 		}
 		entries = append(entries, e)
 	}
 	for _, e := range entries {
-		if err := p.Images.Remove(cmd.Context(), e.Image.ID); err != nil {
+		if err := h.Images.Remove(cmd.Context(), e.Image.ID); err != nil {
 			return err
 		}
 		fmt.Fprintln(cmd.OutOrStdout(), e.Image.ID)
 	}
-	_, err = p.CollectTrees(cmd.Context())
+	_, err = h.CollectTrees(cmd.Context())
 	return err
 }

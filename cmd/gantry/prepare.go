@@ -30,11 +30,11 @@ func newPrepare(o *options) *cobra.Command {
 			return err
 		}
 		return needRoot(func() error {
-			p, err := o.pipeline()
+			h, err := o.house()
 			if err != nil {
 				return err
 			}
-			u, err := prepare(cmd.Context(), p, request, cmd.ErrOrStderr())
+			u, err := prepare(cmd.Context(), h.Pipeline, request, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}

@@ -8,12 +8,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -108,7 +110,8 @@ func pushImage(ts *testscript.TestScript, _ bool, args []string) {
 func layerOf(ts *testscript.TestScript, files map[string]string) (raw, zipped []byte) {
 	var buf, zbuf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	for name, text := range files {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		text := files[name]
 		ts.Check(w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(text)), Typeflag: tar.TypeReg}))
 		_, err := w.Write([]byte(text))
 		ts.Check(err)

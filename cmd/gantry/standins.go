@@ -42,7 +42,7 @@ func standIns() (translate.Node, translate.Place) {
 	return translate.Node{CgroupV2: true, OOMScoreAdjMin: -1000}, translate.Place{
 		Rootfs: run + "/apps/APP/rootfs",
 		Namespaces: map[specs.LinuxNamespaceType]string{
-			specs.NetworkNamespace: run + "/ns/net", specs.IPCNamespace: run + "/ns/ipc", specs.UTSNamespace: run + "/ns/uts",
+			specs.PIDNamespace: "/proc/INIT/ns/pid", specs.NetworkNamespace: run + "/ns/net", specs.IPCNamespace: run + "/ns/ipc", specs.UTSNamespace: run + "/ns/uts",
 		},
 		CgroupsPath: "/gantry/ID",
 		ResolvConf:  run + "/resolv.conf", Hosts: run + "/hosts", Hostname: run + "/hostname", Shm: run + "/shm",

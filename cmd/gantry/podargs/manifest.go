@@ -14,7 +14,8 @@ import (
 // in their order. notes are worth a line each to the user.
 func (r *Request) Manifest(images []translate.Image) (pm *schema.PodManifest, notes []string, err error) {
 	pm = schema.BlankPodManifest()
-	pm.Volumes = slices.Clone(r.Volumes)
+	pm.Volumes = append([]types.Volume{}, r.Volumes...)
+	pm.Isolators, pm.Annotations = []types.Isolator{}, types.Annotations{}
 	for i := range r.Apps {
 		app, appNotes, err := r.app(&r.Apps[i], images[i])
 		if err != nil {

@@ -36,8 +36,8 @@ func (p *Parser) Parse(words []string) (*Request, error) {
 				return nil, err
 			}
 			inArgs = true
-		case strings.HasPrefix(word, "-"):
-			eaten, err := p.eatFlags(words[i:])
+		case strings.HasPrefix(word, "-") && word != "-":
+			eaten, err := p.eatFlag(words[i:])
 			if err != nil {
 				return nil, err
 			}
@@ -54,20 +54,27 @@ func (p *Parser) Parse(words []string) (*Request, error) {
 	return &p.request, nil
 }
 
-// eatFlags lets the flag set read as many flags as there are and says how many
-// words they were. The flag set swallows a "--" that ends them: it is put back.
-func (p *Parser) eatFlags(words []string) (int, error) {
-	if err := p.flags.Parse(words); err != nil {
+// eatFlag lets the flag set read the flag that words begin with, and says how
+// many words it was. The flag set gets no word more: it would swallow a "--", and
+// does not tell reliably that it did.
+func (p *Parser) eatFlag(words []string) (int, error) {
+	eaten := min(p.flagLength(words[0]), len(words))
+	if err := p.flags.Parse(words[:eaten]); err != nil {
 		return 0, err
 	}
 	if help := p.flags.Lookup("help"); help != nil && help.Changed {
 		return 0, pflag.ErrHelp
 	}
-	eaten := len(words) - p.flags.NArg()
-	if p.flags.ArgsLenAtDash() >= 0 {
-		eaten--
-	}
 	return eaten, nil
+}
+
+// flagLength is 2 for a flag whose value is the next word, else 1.
+func (p *Parser) flagLength(word string) int {
+	name, _, valued := strings.Cut(strings.TrimPrefix(word, "--"), "=")
+	if flag := p.flags.Lookup(name); flag == nil || valued || flag.NoOptDefVal != "" {
+		return 1
+	}
+	return 2
 }
 
 func (p *Parser) beginArgs() error {

@@ -55,6 +55,8 @@ func TestGrammar(t *testing.T) {
 		{"bool flag then dashes", docker("foo --quiet -- a"), []string{"foo: a"}},
 		{"flags in between", docker("foo --user=1 bar --name=b --dir /x baz"), []string{"foo:", "b:", "baz:"}},
 		{"one image twice", docker("foo --name=a --exec=/x -- 1 --- foo --name=b --exec=/y -- 2"), []string{"a: 1", "b: 2"}},
+		{"flags after arguments", docker("foo -- a --- bar --name=b --user 1"), []string{"foo: a", "b:"}},
+		{"flag and value at the end", docker("foo -- a --- --set-env A=b"), []string{"foo: a"}},
 		{"an argument like an image", docker("foo -- bar"), []string{"foo: docker:bar"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -116,6 +118,8 @@ func TestRefused(t *testing.T) {
 		{"working directory", "foo --working-dir=x", "must be absolute"},
 		{"group ids", "foo --supplementary-gids=1,x", `"x" is not a group id`},
 		{"read-only", "foo --readonly-rootfs=maybe", "must be set with a boolean"},
+		{"value missing", "foo --name", "flag needs an argument: --name"},
+		{"lone dash", "-", "images of kind appc name"},
 		{"unknown flag", "foo --no-overlay", "unknown flag: --no-overlay"},
 		{"bad reference", "docker://example.com/UPPER", "UPPER"},
 		{"file", "./x.aci", "images of kind local file are not supported yet"},
@@ -216,4 +220,27 @@ func TestEnvFile(t *testing.T) {
 			}
 		})
 	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("docker:a --exec /x -- b --- docker:c --port=a:[::1]:80 -")
+	f.Add("--volume=v,kind=empty,mode=7 --mount volume=v,target=/x docker:a -- -- ---")
+	f.Fuzz(func(t *testing.T, line string) {
+		if strings.Contains(line, "set-env-file") {
+			t.Skip("reads files")
+		}
+		r, err := parse(strings.Split(line, " ")...)
+		if err == nil && len(r.Apps) == 0 {
+			t.Error("a request without apps")
+		}
+	})
+}
+
+func writeFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

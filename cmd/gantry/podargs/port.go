@@ -58,7 +58,7 @@ func checkPorts(ports []types.ExposedPort) error {
 // bindPorts finds the app port of every exposed port and refuses two that would
 // listen on one host address.
 func bindPorts(exposed []types.ExposedPort, apps schema.AppList) ([]types.ExposedPort, error) {
-	var bound []types.ExposedPort
+	bound := []types.ExposedPort{}
 	for _, e := range exposed {
 		p, err := findPort(e.Name, apps)
 		if err != nil {

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+
+	"github.com/spf13/pflag"
+
+	"github.com/gantry-cri/gantry/shim"
+	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage1"
+	"github.com/gantry-cri/gantry/stage1/cgroup"
+)
+
+// options are the flags that every command takes. What is given beats the
+// configuration file, which the commands read as the daemon does.
+type options struct {
+	file   string
+	given  []func(*shim.Config)
+	binDir []string
+}
+
+func (o *options) register(flags *pflag.FlagSet) {
+	flags.StringVar(&o.file, "config", "", "configuration `FILE` (default "+shim.DefaultFile+", if there is one)")
+	o.path(flags, "dir", "data `DIR`: images, trees, pods (default /var/lib/gantry)", func(c *shim.Config, s string) { c.Dir = s })
+	o.path(flags, "run-dir", "`DIR` of what dies with the boot (default /run/gantry)", func(c *shim.Config, s string) { c.RunDir = s })
+	o.path(flags, "registry-config-dir", "`DIR` with REGISTRY/hosts.toml (default /etc/gantry/certs.d)", func(c *shim.Config, s string) { c.RegistryConfigDir = s })
+	o.path(flags, "cni-conf-dir", "`DIR` with network configurations (default /etc/cni/net.d)", func(c *shim.Config, s string) { c.CNIConfDir = s })
+	flags.Func("cni-bin-dir", "`DIR` with CNI plugins; may be repeated (default /opt/cni/bin, /usr/lib/cni)", func(s string) error {
+		abs, err := filepath.Abs(s)
+		if err != nil {
+			return err
+		}
+		o.binDir = append(o.binDir, abs)
+		o.given = append(o.given, func(c *shim.Config) { c.CNIBinDirs = o.binDir })
+		return nil
+	})
+	flags.Func("cgroup-driver", "`DRIVER` that makes cgroups, cgroupfs or systemd (default systemd where it is process 1)", func(s string) error {
+		driver := cgroup.Driver(s)
+		if driver != cgroup.Cgroupfs && driver != cgroup.Systemd {
+			return fmt.Errorf("want cgroupfs or systemd: %w", errdefs.ErrInvalid)
+		}
+		o.given = append(o.given, func(c *shim.Config) { c.CgroupDriver = driver })
+		return nil
+	})
+}
+
+// flag registers a flag that sets a field of the configuration.
+func (o *options) flag(flags *pflag.FlagSet, name, usage string, set func(*shim.Config, string)) {
+	flags.Func(name, usage, func(s string) error {
+		o.given = append(o.given, func(c *shim.Config) { set(c, s) })
+		return nil
+	})
+}
+
+// path is flag for fields that hold a path, which may be given relative.
+func (o *options) path(flags *pflag.FlagSet, name, usage string, set func(*shim.Config, string)) {
+	flags.Func(name, usage, func(s string) error {
+		abs, err := filepath.Abs(s)
+		if err != nil {
+			return err
+		}
+		o.given = append(o.given, func(c *shim.Config) { set(c, abs) })
+		return nil
+	})
+}
+
+// number is flag for fields that hold a number.
+func (o *options) number(flags *pflag.FlagSet, name, usage string, set func(*shim.Config, int)) {
+	flags.Func(name, usage, func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return fmt.Errorf("want a number: %w", errdefs.ErrInvalid)
+		}
+		o.given = append(o.given, func(c *shim.Config) { set(c, n) })
+		return nil
+	})
+}
+
+func (o *options) load() (shim.Config, error) { return shim.Load(o.file, o.given...) }
+
+func (o *options) pods() (*pod.Pods, error) {
+	cfg, err := o.load()
+	if err != nil {
+		return nil, err
+	}
+	return pod.Open(cfg.Dir, cfg.RunDir)
+}
+
+// house is everything that works on one data directory, opened.
+type house struct {
+	*stage0.Pipeline
+	runner *stage1.Runner
+}
+
+// house opens what the daemon opens.
+func (o *options) house() (*house, error) {
+	cfg, err := o.load()
+	if err != nil {
+		return nil, err
+	}
+	p, r, err := shim.Open(cfg, nil)
+	return &house{p, r}, err
+}

@@ -1,0 +1,42 @@
+package shim
+
+import (
+	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/fetch"
+	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/store"
+	"github.com/gantry-cri/gantry/stage0/tree"
+	"github.com/gantry-cri/gantry/stage1"
+	"github.com/gantry-cri/gantry/stage1/network"
+)
+
+// Open makes the pipeline and the runner of a configuration: what the daemon and
+// the command line both work with, so that they cannot differ. It starts nothing
+// and needs no closing. report is told of what went wrong and was put off; it may
+// be nil.
+func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeline, *stage1.Runner, error) {
+	pods, err := pod.Open(cfg.Dir, cfg.RunDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	images, err := store.Open(cfg.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	trees, err := tree.Open(cfg.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := stage1.New(stage1.Config{
+		Pods: pods, TreesDir: trees.Dir(), RunDir: cfg.RunDir,
+		Driver: cfg.CgroupDriver, Runtime: cfg.Runtime, Runtimes: cfg.Runtimes, Conmon: cfg.Conmon, Init: cfg.Init,
+		Network: network.Config{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs},
+		Report:  report,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	source := fetch.NewRegistry(fetch.Config{HostsDir: cfg.RegistryConfigDir, IdleTimeout: cfg.PullIdleTimeout.Duration})
+	return &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Source: source}, r, nil
+}
