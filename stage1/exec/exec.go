@@ -208,15 +208,15 @@ func (e *session) wait(ctx context.Context, drained <-chan struct{}) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	timer := time.NewTimer(drainTime)
-	defer timer.Stop()
+	enough, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
 	select {
 	case <-drained:
-	case <-timer.C:
+	case <-enough.Done():
 	}
 	select { // with the output at its end, the runtime has nothing left to wait for
 	case <-e.exited:
-	case <-timer.C:
+	case <-enough.Done():
 	}
 	return nil
 }
@@ -249,13 +249,26 @@ func (e *session) end(orphans bool) error {
 	return err
 }
 
-// killRuntime kills the runtime's exec with what it has forked and not placed
-// yet, and waits for it.
+// killRuntime kills the runtime's exec with what it has forked, which may be on
+// its way into the leaf and in a session of its own already, and waits for it. The
+// runtime is stopped first, or it would fork on.
 func (e *session) killRuntime() {
 	if closed(e.exited) {
 		return
 	}
-	_ = unix.Kill(-e.cmd.Process.Pid, unix.SIGKILL)
+	pid := e.cmd.Process.Pid
+	_ = unix.Kill(-pid, unix.SIGSTOP)
+	for range 100 { // a child may fork too; the stopped parent reaps none
+		children, err := proc.Children(pid)
+		if err != nil || len(children) == 0 {
+			break
+		}
+		for _, c := range children {
+			_ = proc.Signal(c, unix.SIGKILL)
+			_ = proc.Wait(context.Background(), c)
+		}
+	}
+	_ = unix.Kill(-pid, unix.SIGKILL)
 	<-e.exited
 }
 
@@ -296,7 +309,7 @@ func (e *session) result(output []byte) (int32, error) {
 	if reason == "" {
 		reason = fmt.Sprintf("the runtime ended with %v", e.cmd.ProcessState)
 	}
-	return 0, fmt.Errorf("%s exec: %s", e.Runtime.Name, reason)
+	return 0, fmt.Errorf("%s exec of %q: %s", e.Runtime.Name, e.Process.Args[0], reason)
 }
 
 func hasError(log []byte) bool {

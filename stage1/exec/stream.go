@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/creack/pty"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -38,15 +37,17 @@ type IO struct {
 func Stream(ctx context.Context, s Spec, client IO) (int32, error) {
 	own, cancel := s.deadline(ctx)
 	defer cancel()
+	s.firstSize(own, client.Resize)
 	e, err := open(s)
 	defer e.close()
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", s.ID, err)
 	}
-	t, err := newTransport(s.Process.Terminal, client)
+	t, err := newTransport(s.Process, client)
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", s.ID, err)
 	}
+	t.resized = e.resizeCommand
 	err = e.start(t.configure)
 	t.run(own)
 	if err != nil {
@@ -120,6 +121,8 @@ func closed(c <-chan struct{}) bool {
 // transport is the streams between a client and the runtime's exec.
 type transport struct {
 	client IO
+	// resized is told each size, after our side of the terminal has it.
+	resized func(specs.Box)
 	// configure gives the command its ends, which run closes.
 	configure func(*osexec.Cmd)
 	ends      []*os.File
@@ -133,10 +136,10 @@ type transport struct {
 	cause           error // set before broken is closed
 }
 
-func newTransport(terminal bool, client IO) (*transport, error) {
+func newTransport(p *specs.Process, client IO) (*transport, error) {
 	t := &transport{client: client, drained: make(chan struct{}), broken: make(chan struct{})}
-	if terminal {
-		return t, t.openTerminal()
+	if p.Terminal {
+		return t, t.openTerminal(p.ConsoleSize)
 	}
 	err := t.openPipes()
 	if err != nil {
@@ -148,12 +151,15 @@ func newTransport(terminal bool, client IO) (*transport, error) {
 
 // openTerminal makes a terminal for the runtime, which makes another one inside
 // the container, copies between the two, and follows the size of ours.
-func (t *transport) openTerminal() error {
-	master, tty, err := pty.Open()
+func (t *transport) openTerminal(size *specs.Box) error {
+	master, tty, err := openPTY()
 	if err != nil {
 		return fmt.Errorf("terminal: %w", err)
 	}
 	t.master, t.ends = master, []*os.File{tty}
+	if size != nil {
+		_ = setSize(master, *size) // the command begins without then
+	}
 	t.configure = func(c *osexec.Cmd) {
 		c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
 		// As the session's leader with this terminal it gets SIGWINCH from the kernel.
@@ -258,7 +264,8 @@ func (t *transport) resize(ctx context.Context) {
 				return
 			}
 			if t.master != nil {
-				_ = pty.Setsize(t.master, &pty.Winsize{Rows: uint16(size.Height), Cols: uint16(size.Width)})
+				_ = setSize(t.master, size)
+				t.resized(size)
 			}
 		case <-ctx.Done():
 			return

@@ -75,6 +75,27 @@ func Signal(p pod.Process, sig unix.Signal) error {
 	return errors.Join(err, unix.Close(fd))
 }
 
+// Children are the children of the process that run still, in no order. It reads
+// all of /proc: not for hot paths.
+func Children(parent int) ([]pod.Process, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("children of %d: %w", parent, err)
+	}
+	var list []pod.Process
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		st, err := readStat(pid) // one that has gone meanwhile is no child
+		if err == nil && st.parent == parent && st.state != 'Z' && st.state != 'X' {
+			list = append(list, pod.Process{PID: pid, StartTime: st.start})
+		}
+	}
+	return list, nil
+}
+
 // open returns a pidfd that is surely the process meant: the start time is
 // compared after the descriptor holds the pid.
 func open(p pod.Process) (int, error) {
@@ -117,11 +138,12 @@ func waitReadable(ctx context.Context, f *os.File) error {
 }
 
 type stat struct {
-	state byte
-	start uint64
+	state  byte
+	parent int
+	start  uint64
 }
 
-// readStat reads the fields 3 and 22 of /proc/PID/stat. The second field, the
+// readStat reads the fields 3, 4 and 22 of /proc/PID/stat. The second field, the
 // command, may hold spaces and parentheses: the fields are counted from its end.
 func readStat(pid int) (stat, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
@@ -148,5 +170,9 @@ func parseStat(s string) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("stat %q: %w", s, err)
 	}
-	return stat{state: fields[0][0], start: start}, nil
+	parent, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return stat{}, fmt.Errorf("stat %q: %w", s, err)
+	}
+	return stat{state: fields[0][0], parent: parent, start: start}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,8 +36,8 @@ func TestParseStat(t *testing.T) {
 		want     stat
 		bad      bool
 	}{
-		{name: "plain", in: "7 (sh) S" + tail, want: stat{'S', 4711}},
-		{name: "spaces and parentheses", in: "7 (a) Z (b) R" + tail, want: stat{'R', 4711}},
+		{name: "plain", in: "7 (sh) S" + tail, want: stat{'S', 1, 4711}},
+		{name: "spaces and parentheses", in: "7 (a) Z (b) R" + tail, want: stat{'R', 1, 4711}},
 		{name: "no command", in: "7", bad: true},
 		{name: "short", in: "7 (sh) S 1 2", bad: true},
 	}
@@ -89,6 +90,21 @@ func TestWait(t *testing.T) {
 	}
 	if err := Signal(p, unix.SIGKILL); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Fatalf("signal to a reaped process: %v", err)
+	}
+}
+
+func TestChildren(t *testing.T) {
+	cmd, p := start(t, "sleep", "60")
+	list, err := Children(os.Getpid())
+	if err != nil || !slices.Contains(list, p) {
+		t.Fatalf("%v, %v", list, err)
+	}
+	_ = cmd.Process.Kill()
+	if err := Wait(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := Children(os.Getpid()); err != nil || slices.Contains(list, p) {
+		t.Fatalf("with a zombie: %v, %v", list, err)
 	}
 }
 

@@ -31,7 +31,7 @@ const underCrun = "GANTRY_TEST_CRUN"
 // applets are the busybox commands that the root file system has.
 var applets = []string{
 	"sh", "sleep", "cat", "echo", "ps", "true", "false", "id", "yes", "dd", "stty", "kill", "head", "seq",
-	"touch", "rm", "setsid", "nohup", "printf", "tr", "pgrep", "ls", "trap", "usleep", "env",
+	"touch", "rm", "setsid", "printf", "tr", "pgrep", "ls", "trap", "usleep", "env",
 }
 
 var serial atomic.Int64
