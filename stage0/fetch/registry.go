@@ -37,7 +37,7 @@ type Config struct {
 	// certificate and then by http, as docker does.
 	HostsDir string
 	// ResolveTimeout bounds Resolve as a whole, and each connection's handshake
-	// and answer after that. Zero means 30 seconds.
+	// and answer after that. Zero means 30 seconds, or IdleTimeout if that is shorter.
 	ResolveTimeout time.Duration
 	// IdleTimeout bounds how long a download may get no byte, connecting and
 	// repeating included. Zero means 60 seconds.
@@ -52,11 +52,11 @@ type Registry struct {
 
 // NewRegistry returns a source of images in registries.
 func NewRegistry(cfg Config) *Registry {
-	if cfg.ResolveTimeout <= 0 {
-		cfg.ResolveTimeout = defaultResolveTimeout
-	}
 	if cfg.IdleTimeout <= 0 {
 		cfg.IdleTimeout = defaultIdleTimeout
+	}
+	if cfg.ResolveTimeout <= 0 {
+		cfg.ResolveTimeout = min(defaultResolveTimeout, cfg.IdleTimeout)
 	}
 	return &Registry{cfg: cfg}
 }

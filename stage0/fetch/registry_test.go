@@ -633,3 +633,13 @@ func TestHostsDirectory(t *testing.T) {
 		})
 	}
 }
+
+func TestIdleTimeoutBoundsTheAnswer(t *testing.T) {
+	host := registrytest.Silent(t)
+	r := fetch.NewRegistry(fetch.Config{IdleTimeout: 100 * time.Millisecond})
+	began := time.Now()
+	_, err := r.Resolve(t.Context(), parse(t, host+"/a:1"), nil)
+	if took := time.Since(began); !errors.Is(err, errdefs.ErrUnavailable) || took > 10*time.Second {
+		t.Errorf("got %v after %v", err, took)
+	}
+}
