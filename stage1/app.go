@@ -63,6 +63,12 @@ func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, sp
 	if err := os.WriteFile(filepath.Join(bundle, "config.json"), raw, 0o600); err != nil {
 		return pod.Started{}, fmt.Errorf("write OCI configuration: %w", err)
 	}
+	// Of the pod and not of the app: a terminal's socket lies in it, whose path is
+	// bounded, and app names may be long.
+	tmp := r.pods.RunPath(d.UUID(), "tmp")
+	if err := os.MkdirAll(tmp, 0o700); err != nil {
+		return pod.Started{}, fmt.Errorf("make run directory: %w", err)
+	}
 	mon := r.cgroups.Monitor(r.cfg.Driver, a.id)
 	m, err := monitor.Start(ctx, monitor.Spec{
 		ID:             a.id,
@@ -74,7 +80,7 @@ func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, sp
 		PIDFile:        r.pods.AppRunPath(d.UUID(), a.name, "init.pid"),
 		MonitorPIDFile: r.pods.AppRunPath(d.UUID(), a.name, "monitor.pid"),
 		ExitDir:        r.pods.AppRunPath(d.UUID(), a.name, "exit"),
-		TmpDir:         r.pods.AppRunPath(d.UUID(), a.name),
+		TmpDir:         tmp,
 		Terminal:       a.stdin.tty,
 		Stdin:          a.stdin.open,
 		StdinOnce:      a.stdin.once,
