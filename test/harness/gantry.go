@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -128,11 +129,8 @@ func (g *Gantry) confDir() string { return filepath.Join(g.Base, "net.d") }
 // answers.
 func (g *Gantry) Start(tb testing.TB) {
 	tb.Helper()
-	argv := append([]string{
-		Binary(tb), "serve", "--dir", g.Dir, "--run-dir", g.RunDir, "--listen", g.Endpoint,
-		"--cni-conf-dir", g.confDir(), "--cni-bin-dir", CNIBinDir, "--registry-config-dir", g.RegistryDir,
-		"--metrics-address", g.MetricsAddr, "--cgroup-driver", g.options.CgroupDriver,
-	}, g.options.Args...)
+	argv := slices.Concat([]string{Binary(tb), "serve"}, g.flags(),
+		[]string{"--listen", g.Endpoint, "--metrics-address", g.MetricsAddr}, g.options.Args)
 	g.Process = startProcess(tb, g.Base, "gantry", argv, g.options.Env...)
 	client := RawClient(tb, g.Endpoint)
 	g.waitFor(tb, 30*time.Second, func() error {
@@ -168,10 +166,20 @@ func (g *Gantry) Raw(tb testing.TB) Raw {
 	return RawClient(tb, g.Endpoint)
 }
 
-// Command is a subcommand of gantry on this daemon's directories.
+// flags are those that the daemon and all other subcommands have in common.
+func (g *Gantry) flags() []string {
+	return []string{
+		"--dir", g.Dir, "--run-dir", g.RunDir, "--cni-conf-dir", g.confDir(), "--cni-bin-dir", CNIBinDir,
+		"--registry-config-dir", g.RegistryDir, "--cgroup-driver", g.options.CgroupDriver,
+	}
+}
+
+// Command is a subcommand of gantry on this daemon's directories. It may be run
+// in a cleanup too.
 func (g *Gantry) Command(tb testing.TB, subcommand string, args ...string) *exec.Cmd {
 	tb.Helper()
-	cmd := exec.CommandContext(tb.Context(), Binary(tb), append([]string{subcommand, "--dir", g.Dir, "--run-dir", g.RunDir}, args...)...)
+	ctx := context.WithoutCancel(tb.Context())
+	cmd := exec.CommandContext(ctx, Binary(tb), slices.Concat([]string{subcommand}, g.flags(), args)...)
 	cmd.Env = append(os.Environ(), g.options.Env...)
 	return cmd
 }

@@ -68,6 +68,7 @@ func StartKubelet(tb testing.TB, o KubeletOptions) *Kubelet {
 		}
 	}
 	k.clearMounts(tb)
+	k.clearLinks(tb)
 	k.Cgroup = MakeCgroup(tb)
 	k.clearCgroups(tb)
 	k.writeConfig(tb)
@@ -93,6 +94,27 @@ func (k *Kubelet) clearMounts(tb testing.TB) {
 		for _, m := range mounts {
 			if out, err := exec.Command("umount", m).CombinedOutput(); err != nil {
 				tb.Errorf("unmount volume: %v: %s", err, out)
+			}
+		}
+	})
+}
+
+// clearLinks removes, at the end of the test, the links for log agents that the
+// kubelet had no time to remove. Their directory cannot be configured.
+func (k *Kubelet) clearLinks(tb testing.TB) {
+	tb.Helper()
+	tb.Cleanup(func() {
+		links, err := filepath.Glob("/var/log/containers/*.log")
+		if err != nil {
+			tb.Errorf("list log links: %v", err)
+		}
+		for _, link := range links {
+			target, err := os.Readlink(link)
+			if err != nil || !within(target, k.PodLogs) {
+				continue // another's
+			}
+			if err := os.Remove(link); err != nil {
+				tb.Errorf("remove log link: %v", err)
 			}
 		}
 	})
