@@ -24,7 +24,7 @@ func (r runner) ExecSync(ctx context.Context, u manifest.UUID, app string, cmd [
 
 // Exec is part of cri.Executor.
 func (r runner) Exec(ctx context.Context, u manifest.UUID, app string, cmd []string, s cri.Streams) (int32, error) {
-	return r.Runner.Exec(ctx, u, app, cmd, s.TTY, exec.IO{Stdin: s.In, Stdout: s.Out, Stderr: s.Err, Resize: s.Resize})
+	return r.Runner.Exec(ctx, u, app, stage1.Command{Args: cmd, TTY: s.TTY}, exec.IO{Stdin: s.In, Stdout: s.Out, Stderr: s.Err, Resize: s.Resize})
 }
 
 // Attach is part of cri.Executor.

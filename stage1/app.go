@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/appc/spec/schema"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/gantry-cri/gantry/stage0/manifest"
@@ -107,14 +106,14 @@ func (r *Runner) ociSpec(d *pod.Dir, p *plan, a *appPlan) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	place, err := r.place(d, p, a)
+	place, err := r.place(p, a)
 	if err != nil {
 		return nil, err
 	}
-	if place.Volumes, err = emptyVolumes(d, p.manifest, needs); err != nil {
+	if place.Volumes, err = emptyVolumes(d, needs); err != nil {
 		return nil, err
 	}
-	spec, warnings, err := translate.ToOCI(p.manifest, a.name, p.sandboxOf(), node, place)
+	spec, warnings, err := translate.ToOCI(p.manifest, a.name, p.sandbox, node, place)
 	if err != nil {
 		return nil, err
 	}
@@ -124,10 +123,7 @@ func (r *Runner) ociSpec(d *pod.Dir, p *plan, a *appPlan) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// sandboxOf is nil for pods of the command line.
-func (p *plan) sandboxOf() *schema.PodManifest { return p.sandbox }
-
-func (r *Runner) place(d *pod.Dir, p *plan, a *appPlan) (translate.Place, error) {
+func (r *Runner) place(p *plan, a *appPlan) (translate.Place, error) {
 	place := translate.Place{
 		ID:          a.id,
 		SandboxID:   string(p.sandboxID),
@@ -149,7 +145,7 @@ func (r *Runner) place(d *pod.Dir, p *plan, a *appPlan) (translate.Place, error)
 
 // emptyVolumes makes the directories of the pod's empty volumes. They are the
 // pod's, so apps that share a volume share its directory.
-func emptyVolumes(d *pod.Dir, pm *schema.PodManifest, needs translate.Needs) (map[string]string, error) {
+func emptyVolumes(d *pod.Dir, needs translate.Needs) (map[string]string, error) {
 	dirs := map[string]string{}
 	for _, v := range needs.Volumes {
 		if v.Seed != "" {

@@ -49,13 +49,20 @@ func (r *Runner) ExecSync(ctx context.Context, u manifest.UUID, app string, args
 	return exec.Sync(ctx, s)
 }
 
+// Command is what Exec runs.
+type Command struct {
+	Args []string
+	// TTY gives the command a terminal.
+	TTY bool
+}
+
 // Exec runs a command in a running app with streams. It returns the exit code.
-func (r *Runner) Exec(ctx context.Context, u manifest.UUID, app string, args []string, tty bool, streams exec.IO) (int32, error) {
-	s, err := r.execSpec(u, app, args)
+func (r *Runner) Exec(ctx context.Context, u manifest.UUID, app string, cmd Command, streams exec.IO) (int32, error) {
+	s, err := r.execSpec(u, app, cmd.Args)
 	if err != nil {
 		return 0, err
 	}
-	s.Process.Terminal = tty
+	s.Process.Terminal = cmd.TTY
 	return exec.Stream(ctx, s, streams)
 }
 

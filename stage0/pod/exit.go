@@ -30,7 +30,7 @@ func (d *Dir) WriteExit(app string, e Exit) error {
 		return nil
 	}
 	exits[app] = e
-	return writeJSON(d.Path(exitFile), exits, d.record.Owner != OwnerCRI)
+	return writeJSON(d.Path(exitFile), exits, d.durability())
 }
 
 // DropExits forgets the exit records of a start that was undone before any
@@ -39,11 +39,11 @@ func (d *Dir) DropExits() error { return removeFile(d.Path(exitFile)) }
 
 // WriteStarted says that an app's process runs.
 func (d *Dir) WriteStarted(app string, s Started) error {
-	return writeJSON(d.pods.AppRunPath(d.uuid, app, startedFile), s, false)
+	return writeJSON(d.pods.AppRunPath(d.uuid, app, startedFile), s, volatile)
 }
 
 // SetReady says that the sandbox is up: written last, removed first.
-func (d *Dir) SetReady() error { return writeFile(d.RunPath(readyFile), nil, false) }
+func (d *Dir) SetReady() error { return writeFile(d.RunPath(readyFile), nil, volatile) }
 
 // ClearReady says that the sandbox is not up any more. It needs no lock: removing
 // is all that may happen to the file besides.
@@ -51,7 +51,7 @@ func (p *Pods) ClearReady(u manifest.UUID) error { return removeFile(p.RunPath(u
 
 // WriteResources keeps the resources that were set after the start, in the words
 // of whoever sets and reads them.
-func (d *Dir) WriteResources(v any) error { return writeJSON(d.Path(resourcesFile), v, false) }
+func (d *Dir) WriteResources(v any) error { return writeJSON(d.Path(resourcesFile), v, volatile) }
 
 // Resources reads what WriteResources wrote into v; ErrNotFound if it never did.
 func (p *Pods) Resources(u manifest.UUID, v any) error {
@@ -89,7 +89,7 @@ func (d *Dir) Intend(more ...Intent) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(d.Path(intentsFile), append(have, more...), d.record.Owner != OwnerCRI)
+	return writeJSON(d.Path(intentsFile), append(have, more...), d.durability())
 }
 
 // Intents are those that were not confirmed undone, oldest first.
@@ -111,7 +111,7 @@ func (d *Dir) Undone(left []Intent) error {
 	if len(left) == 0 {
 		return removeFile(d.Path(intentsFile))
 	}
-	return writeJSON(d.Path(intentsFile), left, d.record.Owner != OwnerCRI)
+	return writeJSON(d.Path(intentsFile), left, d.durability())
 }
 
 // InitApp is the run directory of a sandbox's init, which is no app: the name is

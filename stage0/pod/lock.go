@@ -105,7 +105,7 @@ func flock(ctx context.Context, f *os.File) error {
 		}
 		return nil
 	case <-ctx.Done():
-		go func() { <-done; f.Close() }()
+		go func() { _ = errors.Join(<-done, f.Close()) }() // nobody is left to tell
 		return context.Cause(ctx)
 	}
 }

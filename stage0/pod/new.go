@@ -51,14 +51,14 @@ func (d *Dir) Commit(pm *schema.PodManifest) error {
 	if err != nil {
 		return fmt.Errorf("write manifest of pod %s: %w: %w", d.uuid, errdefs.ErrInvalid, err)
 	}
-	durable := d.record.Owner != OwnerCRI
+	durable := d.durability()
 	if err := writeFile(d.Path(manifestFile), raw, durable); err != nil {
 		return err
 	}
 	if err := writeJSON(d.Path(recordFile), d.record, durable); err != nil {
 		return err
 	}
-	if durable {
+	if durable == synced {
 		if err := syncPath(d.Path()); err != nil {
 			return err
 		}
@@ -83,23 +83,39 @@ func (d *Dir) Discard() error {
 	return errors.Join(err, d.Close())
 }
 
+// durability says what a write survives.
+type durability int
+
+const (
+	volatile durability = iota // a killed process
+	synced                     // a power cut
+)
+
+// durability is that of the pod's files: pods of CRI cannot outlive a boot.
+func (d *Dir) durability() durability {
+	if d.record.Owner == OwnerCRI {
+		return volatile
+	}
+	return synced
+}
+
 // writeJSON commits v as a small file.
-func writeJSON(path string, v any, durable bool) error {
+func writeJSON(path string, v any, d durability) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return writeFile(path, append(raw, '\n'), durable)
+	return writeFile(path, append(raw, '\n'), d)
 }
 
 // writeFile commits a small file by rename, so that nobody reads half of it.
-func writeFile(path string, data []byte, durable bool) error {
+func writeFile(path string, data []byte, d durability) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, wrapSpace(err))
 	}
 	_, err = f.Write(data)
-	if err == nil && durable {
+	if err == nil && d == synced {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {

@@ -81,7 +81,7 @@ func (p *Pods) openRunDir() error {
 			return fmt.Errorf("empty run directory of another boot: %w", err)
 		}
 	}
-	return writeFile(marker, []byte(p.bootID), false)
+	return writeFile(marker, []byte(p.bootID), volatile)
 }
 
 func removeContents(dir string) error {
