@@ -33,6 +33,9 @@ const (
 	settleEvents = 10 * time.Millisecond
 	// watchAgain is the pause before an exit watch that failed is tried again.
 	watchAgain = time.Second
+	// settleTimeout bounds what the first answer waits for.
+	settleTimeout = 10 * time.Second
+	settlePause   = 100 * time.Millisecond
 )
 
 // PodReader reads pods from disk without a lock. *pod.Pods is one.
@@ -155,10 +158,55 @@ func (x *index) fill() error {
 	if err := x.readAll(); err != nil {
 		return err
 	}
+	x.settleStarts()
 	x.mu.Lock()
 	x.complete = true
 	x.mu.Unlock()
 	return nil
+}
+
+// settleStarts brings starts to their end that were cut short with the daemon
+// before: a watch takes a process over that runs, and records the failure of one
+// that does not. What cannot be settled soon is watched on.
+func (x *index) settleStarts() {
+	ctx, cancel := context.WithTimeout(x.ctx, settleTimeout)
+	defer cancel()
+	var g errgroup.Group
+	for _, e := range x.all() {
+		if e.phase == pod.Starting && e.record.Owner == pod.OwnerCRI {
+			g.Go(func() error {
+				x.settleStart(ctx, e)
+				return nil
+			})
+		}
+	}
+	_ = g.Wait() // none of them fails
+}
+
+func (x *index) settleStart(ctx context.Context, e *entry) {
+	u, app := e.uuid(), e.app().Name
+	for {
+		c, err := x.inspector.Watch(ctx, u, app)
+		if err == nil {
+			<-c
+		}
+		x.refresh(u)
+		if e := x.get(u); e == nil || e.phase != pod.Starting {
+			return
+		}
+		// The runtime of the daemon before may be at work on it still, and its state
+		// unreadable meanwhile.
+		select {
+		case <-ctx.Done():
+			x.log.Error(err, "A start that was cut short is not settled yet", "pod", u)
+			x.mu.Lock()
+			x.watched[u] = true
+			x.mu.Unlock()
+			x.tasks.Go(func() { x.awaitExit(u, app) })
+			return
+		case <-time.After(settlePause):
+		}
+	}
 }
 
 // close stops watching; the context given to newIndex must have ended.
@@ -458,7 +506,7 @@ func (x *index) awaitExit(u manifest.UUID, app string) {
 			return
 		}
 		x.refresh(u)
-		if e := x.get(u); e == nil || !isRunning(e) {
+		if e := x.get(u); e == nil || !isRunning(e) && e.phase != pod.Starting {
 			return
 		}
 		select {

@@ -226,6 +226,10 @@ func (r *rig) Watch(ctx context.Context, u manifest.UUID, app string) (<-chan po
 			if err != nil {
 				return
 			}
+			if p.AppPhase(app) == pod.Starting { // as stage1 settles a start that was cut short
+				_ = r.exit(ctx, u, pod.Exit{Code: 128, Reason: "StartError", EndedAt: time.Now()})
+				continue
+			}
 			if x, ok := p.Exits[app]; ok {
 				c <- x
 				return
@@ -634,6 +638,19 @@ func TestSandboxThatWasCutShortIsReplaced(t *testing.T) {
 				t.Errorf("listed afterwards: %v", ss)
 			}
 		})
+	}
+}
+
+func TestStartThatWasCutShortIsSettledFirst(t *testing.T) {
+	r := newRig(t)
+	id := r.container(r.sandbox("a"), "c")
+	u, _ := manifest.ID(id).UUID()
+	if err := r.change(t.Context(), u, func(d *pod.Dir) error { return errors.Join(d.MakeRunDir(), d.MoveTo(pod.InRun)) }); err != nil {
+		t.Fatal(err)
+	}
+	r.serve()
+	if s := r.containerStatus(id); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 128 {
+		t.Errorf("the first answer: %v", s)
 	}
 }
 
