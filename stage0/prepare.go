@@ -5,13 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 
 	"github.com/appc/spec/schema"
-	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
 )
@@ -107,48 +106,26 @@ func (p *Pipeline) allocate(ctx context.Context, spec PodSpec) (d *pod.Dir, err 
 // below it are only looked at: they were extracted when the image was fetched.
 func (p *Pipeline) layRootfs(d *pod.Dir) error {
 	for _, a := range d.Record().Apps {
-		top, err := p.ensureTrees(a)
-		if err != nil {
+		if err := p.ensureTrees(a); err != nil {
 			return fmt.Errorf("app %s: %w", a.Name, err)
 		}
-		if err := layUpper(d, a.Name, top); err != nil {
+		plan := overlay.Plan{Lower: a.Layers, Upper: d.Path("upper", a.Name), Work: d.Path("work", a.Name)}
+		if err := overlay.Make(p.Trees.Dir(), plan); err != nil {
 			return fmt.Errorf("app %s: %w", a.Name, err)
 		}
 	}
 	return nil
 }
 
-// ensureTrees checks that every layer is there and returns the topmost one's root.
-func (p *Pipeline) ensureTrees(a pod.AppRecord) (top string, err error) {
+// ensureTrees checks that every layer is there.
+func (p *Pipeline) ensureTrees(a pod.AppRecord) error {
 	if len(a.Layers) == 0 {
-		return "", fmt.Errorf("image %s has no layers: %w", a.ImageName, errdefs.ErrInvalid)
+		return fmt.Errorf("image %s has no layers: %w", a.ImageName, errdefs.ErrInvalid)
 	}
 	for _, name := range a.Layers {
 		if _, err := os.Stat(p.Trees.Path(name)); err != nil {
-			return "", fmt.Errorf("image %s (%s): layer tree %s is missing, fetch the image again: %w", a.ImageName, a.ImageID, name, errdefs.ErrNotFound)
+			return fmt.Errorf("image %s (%s): layer tree %s is missing, fetch the image again: %w", a.ImageName, a.ImageID, name, errdefs.ErrNotFound)
 		}
-	}
-	return p.Trees.Path(a.Layers[0]) + "/rootfs", nil
-}
-
-// layUpper gives the upper directory the owner and mode of the image's root: in
-// an overlay the root of the merged view shows those of the upper directory.
-func layUpper(d *pod.Dir, app, top string) error {
-	for _, dir := range []string{d.Path("upper", app), d.Path("work", app)} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("lay root filesystem: %w", err)
-		}
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(top, &st); err != nil {
-		return fmt.Errorf("lay root filesystem: %w", &os.PathError{Op: "stat", Path: top, Err: err})
-	}
-	upper := d.Path("upper", app)
-	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil && !errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("lay root filesystem: %w", err)
-	}
-	if err := unix.Chmod(upper, st.Mode&0o7777); err != nil {
-		return fmt.Errorf("lay root filesystem: %w", &os.PathError{Op: "chmod", Path: upper, Err: err})
 	}
 	return nil
 }
