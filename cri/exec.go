@@ -181,6 +181,8 @@ type streamRuntime struct{ *streams }
 
 // Exec is part of streaming.Runtime. A non-zero exit is a bare CodeExitError: the
 // library knows it by its type alone.
+//
+//nolint:revive // the library's signature
 func (s *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	e, err := s.running(id)
 	if err != nil {
@@ -200,6 +202,8 @@ func (s *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io
 }
 
 // Attach is part of streaming.Runtime.
+//
+//nolint:revive // the library's signature
 func (s *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	e, err := s.running(id)
 	if err != nil {

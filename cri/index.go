@@ -253,17 +253,25 @@ func (x *index) follow() {
 			if !ok {
 				return
 			}
-			// Events were lost: everything is read again.
-			x.log.Error(err, "Lost track of the pod directories, reading all")
-			if err := x.readAll(); err != nil {
-				x.log.Error(err, "Reading all pods failed")
-			}
+			x.lostTrack(err)
 		case <-timer.C:
 			for u := range changed {
 				x.refresh(u)
 			}
 			clear(changed)
 		}
+	}
+}
+
+// lostTrack reads everything again, because events were lost.
+func (x *index) lostTrack(err error) {
+	x.log.Error(err, "Lost track of the pod directories, reading all")
+	if err := x.readAll(); err != nil {
+		x.log.Error(err, "Reading all pods failed")
+	}
+	// Pods that have gone meanwhile are in no directory any more.
+	for _, e := range x.all() {
+		x.refresh(e.uuid())
 	}
 }
 

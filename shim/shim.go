@@ -120,7 +120,7 @@ func (h *house) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer streams.Close()
+	defer func() { _ = streams.Close() }() // the HTTP server has closed it before, if it ran
 	metrics, err := h.listenMetrics(ctx)
 	if err != nil {
 		return err
