@@ -322,6 +322,10 @@ func (r *rig) Status(context.Context) NodeStatus {
 	return NodeStatus{NetworkErr: errors.New("no configuration in /etc/cni/net.d"), Handlers: []Handler{{}}, Runtime: "crun: first in PATH"}
 }
 
+func (r *rig) Details(context.Context) map[string]any {
+	return map[string]any{"cniconfig": []string{"bridge"}}
+}
+
 func (r *rig) CallDone(string, string, time.Duration) {}
 func (r *rig) UnknownField(message string)            { r.unknown = append(r.unknown, message) }
 
@@ -894,7 +898,7 @@ func TestNode(t *testing.T) {
 	if !c[0].Status || c[1].Status || !strings.Contains(c[1].Message, "/etc/cni/net.d") {
 		t.Errorf("conditions %v", c)
 	}
-	if len(st.RuntimeHandlers) != 1 || !st.Features.SupplementalGroupsPolicy || st.Info["ociRuntime"] != "crun: first in PATH" || !strings.HasPrefix(st.Info["config"], "{") {
+	if len(st.RuntimeHandlers) != 1 || !st.Features.SupplementalGroupsPolicy || st.Info["ociRuntime"] != "crun: first in PATH" || !strings.HasPrefix(st.Info["config"], "{") || st.Info["cniconfig"] != `["bridge"]` {
 		t.Errorf("got %v", st)
 	}
 	_, err = r.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{})

@@ -20,6 +20,8 @@ const RuntimeName = "gantry"
 // Node tells what this node can do, from memory and a few small files.
 type Node interface {
 	Status(ctx context.Context) NodeStatus
+	// Details are shown by the verbose status, each under its name.
+	Details(ctx context.Context) map[string]any
 }
 
 // NodeStatus says whether and with what this node can run pods.
@@ -33,8 +35,6 @@ type NodeStatus struct {
 	Systemd bool
 	// Handlers are the runtime handlers; the default one has the empty name.
 	Handlers []Handler
-	// Details are shown by the verbose status, each under its name.
-	Details map[string]any
 }
 
 // Handler is a runtime handler and what it can do.
@@ -85,7 +85,7 @@ func (n *node) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtim
 		if s.NetworkErr != nil {
 			info["lastCNILoadStatus"] = s.NetworkErr.Error()
 		}
-		for k, v := range s.Details {
+		for k, v := range n.facts.Details(ctx) {
 			info[k] = v
 		}
 		resp.Info = textsOf(info)

@@ -31,7 +31,7 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	r, err := stage1.New(stage1.Config{
 		Pods: pods, TreesDir: trees.Dir(), RunDir: cfg.RunDir,
 		Driver: cfg.CgroupDriver, Runtime: cfg.Runtime, Runtimes: cfg.Runtimes, Conmon: cfg.Conmon, Init: cfg.Init,
-		Network: network.Config{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs},
+		Network: cfg.network(),
 		Report:  report,
 	})
 	if err != nil {
@@ -39,4 +39,8 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	}
 	source := fetch.NewRegistry(fetch.Config{HostsDir: cfg.RegistryConfigDir, IdleTimeout: cfg.PullIdleTimeout.Duration})
 	return &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Source: source}, r, nil
+}
+
+func (c Config) network() network.Config {
+	return network.Config{ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs}
 }

@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gantry-cri/gantry/cri"
@@ -11,10 +12,14 @@ import (
 	"github.com/gantry-cri/gantry/stage1/cgroup"
 	"github.com/gantry-cri/gantry/stage1/exec"
 	"github.com/gantry-cri/gantry/stage1/monitor"
+	"github.com/gantry-cri/gantry/stage1/network"
 )
 
 // runner is stage1 in the shape that cri asks for.
-type runner struct{ *stage1.Runner }
+type runner struct {
+	*stage1.Runner
+	cni *network.Network // for what Details tells
+}
 
 // ExecSync is part of cri.Executor.
 func (r runner) ExecSync(ctx context.Context, u manifest.UUID, app string, cmd []string, timeout time.Duration) (cri.ExecResult, error) {
@@ -42,16 +47,23 @@ func (r runner) Status(ctx context.Context) cri.NodeStatus {
 		NetworkErr: s.NetworkErr,
 		Systemd:    s.Driver == cgroup.Systemd,
 		Handlers:   []cri.Handler{{RecursiveReadOnly: s.RecursiveReadOnly}},
-		Details: map[string]any{
-			"cgroups":      s.Cgroups,
-			"cgroupDriver": s.Driver,
-		},
 	}
 	if s.Runtime.Path != "" {
 		out.Runtime = fmt.Sprintf("%s %s (%s): %s", s.Runtime.Name, s.Runtime.Version, s.Runtime.Path, s.Runtime.Reason)
 	}
+	slices.Sort(s.Handlers)
 	for _, name := range s.Handlers {
 		out.Handlers = append(out.Handlers, cri.Handler{Name: name, RecursiveReadOnly: s.RecursiveReadOnly})
 	}
 	return out
+}
+
+// Details is part of cri.Node.
+func (r runner) Details(ctx context.Context) map[string]any {
+	s := r.Runner.Status(ctx)
+	details := map[string]any{"cgroups": s.Cgroups, "cgroupDriver": s.Driver}
+	if conf, err := r.cni.Load(); err == nil {
+		details["cniconfig"] = map[string]any{"file": conf.File, "name": conf.Name, "plugins": conf.Plugins, "list": conf.List}
+	}
+	return details
 }

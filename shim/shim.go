@@ -32,6 +32,7 @@ import (
 	"github.com/gantry-cri/gantry/cri"
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage1/network"
 )
 
 const (
@@ -95,7 +96,7 @@ func open(ctx context.Context, cfg Config) (*house, error) {
 	}
 	m := newMetrics(cfg.Version)
 	p.Observer = m
-	return &house{cfg: cfg, pipeline: p, runner: runner{r}, metrics: m}, nil
+	return &house{cfg: cfg, pipeline: p, runner: runner{r, network.New(cfg.network())}, metrics: m}, nil
 }
 
 // sweep brings to an end what killed processes and ended boots left. What cannot
