@@ -28,7 +28,7 @@ var rooms = map[string][]string{
 	"stage0/imageref": {"stage0/errdefs"},
 	"stage0/store":    {"stage0/errdefs", "stage0/imageref"},
 	"stage0/tree":     {"stage0/errdefs"},
-	"stage0/overlay":  {"stage0/errdefs"},
+	"stage0/overlay":  {"stage0/errdefs", "stage0/tree"},
 	"stage0/pod":      {"stage0/errdefs", "stage0/manifest"},
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +22,10 @@ func newFetch(o *options) *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return needRoot(func() error { return fetchAll(cmd, o, refs, quiet) })
+			if quiet {
+				cmd.SetErr(io.Discard)
+			}
+			return needRoot(func() error { return fetchAll(cmd, o, refs) })
 		},
 	}
 	cmd.Flags().BoolVar(&quiet, "quiet", false, "no progress on stderr")
@@ -44,12 +48,12 @@ func references(images []string) ([]imageref.Ref, error) {
 	return refs, nil
 }
 
-func fetchAll(cmd *cobra.Command, o *options, refs []imageref.Ref, quiet bool) error {
+func fetchAll(cmd *cobra.Command, o *options, refs []imageref.Ref) error {
 	h, err := o.house()
 	if err != nil {
 		return err
 	}
-	progress := newProgress(cmd.ErrOrStderr(), quiet)
+	progress := newProgress(cmd.ErrOrStderr())
 	h.Observer = progress
 	for _, ref := range refs {
 		progress.begin(ref.String())

@@ -1,6 +1,11 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"cmp"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
 
 func newList(o *options) *cobra.Command {
 	var format format
@@ -21,14 +26,18 @@ func newList(o *options) *cobra.Command {
 			}
 			views := make([]podView, 0, len(all))
 			for _, p := range all {
-				views = append(views, viewOf(p))
+				views = append(views, h.view(p))
+			}
+			digits := 8
+			if full {
+				digits = 36
 			}
 			if format.json {
 				return printJSON(cmd.OutOrStdout(), views)
 			}
-			return table(cmd.OutOrStdout(), "UUID\tAPP\tIMAGE\tSTATE\tCREATED\tSTARTED\tOWNER", func(row func(...any)) {
+			return table(cmd.OutOrStdout(), "UUID\tAPP\tIMAGE\tSTATE\tCREATED\tSTARTED\tNETWORKS\tOWNER", func(row func(...any)) {
 				for _, v := range views {
-					v.rows(full, row)
+					v.rows(digits, row)
 				}
 			})
 		},
@@ -38,20 +47,27 @@ func newList(o *options) *cobra.Command {
 	return cmd
 }
 
-// rows prints a line an app; a sandbox, which has none, has a line of its own.
-func (v podView) rows(full bool, row func(...any)) {
-	uuid := string(v.UUID)
-	if !full {
-		uuid = uuid[:8]
-	}
+// rows prints a line an app, the first with so many digits of the UUID; a sandbox,
+// which has no app, has a line of its own.
+func (v podView) rows(digits int, row func(...any)) {
+	uuid := string(v.UUID)[:digits]
 	if len(v.Apps) == 0 {
-		row(uuid, "-", "-", v.State, ago(&v.CreatedAt), ago(v.StartedAt), v.Owner)
+		row(uuid, "-", "-", v.State, ago(&v.CreatedAt), ago(v.StartedAt), v.networks(), v.Owner)
 	}
 	for i, a := range v.Apps {
 		if i == 0 {
-			row(uuid, a.Name, a.Image, v.State, ago(&v.CreatedAt), ago(v.StartedAt), v.Owner)
+			row(uuid, a.Name, a.Image, v.State, ago(&v.CreatedAt), ago(v.StartedAt), v.networks(), v.Owner)
 		} else {
-			row("", a.Name, a.Image, "", "", "", "")
+			row("", a.Name, a.Image)
 		}
 	}
+}
+
+// networks are the addresses of a running pod.
+func (v podView) networks() string {
+	var ips []string
+	for _, ip := range v.IPs {
+		ips = append(ips, ip.String())
+	}
+	return cmp.Or(strings.Join(ips, ","), "-")
 }

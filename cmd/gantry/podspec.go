@@ -17,7 +17,10 @@ import (
 
 // prepare makes a prepared pod of a request: images, manifest, pod.
 func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, stderr io.Writer) (manifest.UUID, error) {
-	progress := newProgress(stderr, r.Quiet)
+	if r.Quiet {
+		stderr = io.Discard
+	}
+	progress := newProgress(stderr)
 	p.Observer = progress
 	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod}
 	var images []translate.Image
@@ -40,7 +43,7 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, stderr
 		return "", err
 	}
 	for _, note := range notes {
-		fmt.Fprintln(progress.w, "prepare: "+note)
+		fmt.Fprintln(stderr, "prepare: "+note)
 	}
 	raw, err := json.Marshal(pm)
 	if err != nil {

@@ -51,7 +51,8 @@ func parsePod(parser *podargs.Parser, args []string) (*podargs.Request, error) {
 	if err == nil {
 		return request, nil
 	}
-	if err = podargs.FlagError(err); errors.Is(err, errdefs.ErrInvalid) || podargs.IsFlagError(err) {
+	err = podargs.FlagError(err)
+	if errors.Is(err, errdefs.ErrInvalid) || errors.Is(err, errdefs.ErrUnsupported) || podargs.IsFlagError(err) {
 		return nil, usageError{err}
 	}
 	return nil, err

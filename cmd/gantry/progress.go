@@ -25,11 +25,8 @@ type progress struct {
 	bytes   int64
 }
 
-// newProgress returns a progress that writes to w, or to nobody.
-func newProgress(w io.Writer, quiet bool) *progress {
-	if quiet {
-		w = io.Discard
-	}
+// newProgress returns a progress that writes to w.
+func newProgress(w io.Writer) *progress {
 	p := &progress{w: w}
 	if f, ok := w.(*os.File); ok {
 		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)

@@ -37,9 +37,9 @@ func newStatus(o *options) *cobra.Command {
 				return err
 			}
 			if format.json {
-				return printJSON(cmd.OutOrStdout(), viewOf(p))
+				return printJSON(cmd.OutOrStdout(), h.view(p))
 			}
-			printStatus(cmd.OutOrStdout(), viewOf(p))
+			printStatus(cmd.OutOrStdout(), h.view(p))
 			return nil
 		},
 	}
@@ -71,6 +71,7 @@ func printStatus(w io.Writer, v podView) {
 	if v.StartedAt != nil {
 		fmt.Fprintf(w, "started=%s\n", v.StartedAt.Format(time.RFC3339))
 	}
+	fmt.Fprintf(w, "networks=%s\n", v.networks())
 	if v.Sandbox != "" {
 		fmt.Fprintf(w, "sandbox=%s\n", v.Sandbox)
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"net/netip"
+	"os"
 	"time"
 
 	"github.com/gantry-cri/gantry/stage0/manifest"
@@ -19,6 +21,7 @@ type podView struct {
 	Apps      []appView     `json:"apps"`
 	CreatedAt time.Time     `json:"createdAt"`
 	StartedAt *time.Time    `json:"startedAt"` // null before the start
+	IPs       []netip.Addr  `json:"ips"`       // of a running pod with a network of its own
 }
 
 // appView is one app of a pod.
@@ -37,11 +40,22 @@ type appView struct {
 	PID       int        `json:"pid,omitempty"`
 }
 
-func viewOf(p *pod.Pod) podView {
+// view gathers what is known of a pod. What cannot be read of its network is left
+// out: the pod may be ending.
+func (h *house) view(p *pod.Pod) podView {
 	r := p.Record
 	v := podView{
 		UUID: r.UUID, ID: r.ID, Owner: r.Owner, State: p.State(), Kind: r.Kind, Sandbox: r.Sandbox,
-		Apps: []appView{}, CreatedAt: r.CreatedAt,
+		Apps: []appView{}, CreatedAt: r.CreatedAt, IPs: []netip.Addr{},
+	}
+	if p.Ready {
+		if result, err := h.runner.Network(r.UUID); err == nil {
+			v.IPs = append(v.IPs, result.IPs...)
+		}
+		if ready, err := os.Stat(h.Pods.RunPath(r.UUID, "ready")); err == nil {
+			at := ready.ModTime()
+			v.StartedAt = &at
+		}
 	}
 	for _, a := range r.Apps {
 		app := appViewOf(p, a)

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"io"
+	"testing"
+)
+
+func TestExitCodes(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		name string
+		args []string
+		want int
+	}{
+		{"success", []string{"version"}, 0},
+		{"help", []string{"prepare", "--help"}, 0},
+		{"no command", nil, 2},
+		{"unknown command", []string{"nosuch"}, 2},
+		{"unknown flag", []string{"list", "--nosuch"}, 2},
+		{"unknown flag after an image", []string{"prepare", "docker:x", "--nosuch"}, 2},
+		{"bad value", []string{"prepare", "--pull-policy=bogus", "docker:x"}, 2},
+		{"kind of image", []string{"prepare", "x.aci"}, 2},
+		{"kind of image to fetch", []string{"fetch", "x.aci"}, 2},
+		{"arguments", []string{"status"}, 2},
+		{"failure", []string{"--dir", dir, "--run-dir", dir, "status", "nosuch"}, 1},
+		{"unreadable file", []string{"prepare", "--set-env-file=/nonexistent", "docker:x"}, 1},
+		{"configuration that is not there", []string{"--config=/nonexistent", "list"}, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := run(t.Context(), c.args, io.Discard, io.Discard); got != c.want {
+				t.Errorf("exit code %d, want %d", got, c.want)
+			}
+		})
+	}
+}
