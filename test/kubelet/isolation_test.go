@@ -98,7 +98,7 @@ if [ -e cpu.max ]; then cat cpu.max; else echo $(cat cpu/cpu.cfs_quota_us cpu/cp
 	pid := n.pid(t, got, "main")
 	cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	id := strings.TrimPrefix(status(got, "main").ContainerID, "gantry://")
-	if err != nil || !strings.Contains(string(cgroup), n.kubelet.Cgroup+"/kubepods/burstable/pod"+string(got.UID)+"/"+id) {
+	if err != nil || !strings.Contains(string(cgroup), n.kubelet.PodCgroup(string(got.UID))+"/"+harness.ContainerCgroup(id)) {
 		t.Errorf("cgroup is not below the pod's: %v\n%s", err, cgroup)
 	}
 }

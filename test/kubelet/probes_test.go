@@ -3,7 +3,6 @@ package kubelet
 import (
 	"fmt"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -95,10 +94,10 @@ echo first words; wait`
 	if s.ContainerID == status(before, "main").ContainerID || after.Status.PodIP != before.Status.PodIP {
 		t.Errorf("restarted as %s with %s, was %s with %s", s.ContainerID, after.Status.PodIP, status(before, "main").ContainerID, before.Status.PodIP)
 	}
-	c2 := harness.Container{Pod: "liveness", Name: "main"}
-	n.waitLog(t, c2, "previous=true", "first words\nlast words")
-	n.waitLog(t, c2, "", "first words")
-	if log, err := n.kubelet.Logs(t.Context(), c2, ""); err != nil || log != "first words\n" {
+	main := harness.Container{Pod: "liveness", Name: "main"}
+	n.waitLog(t, main, "previous=true", "first words\nlast words")
+	n.waitLog(t, main, "", "first words")
+	if log, err := n.kubelet.Logs(t.Context(), main, ""); err != nil || log != "first words\n" {
 		t.Errorf("log after the restart is %q, %v", log, err)
 	}
 }
@@ -111,8 +110,7 @@ func testExecProbeTimeout(t *testing.T, n *node) {
 	c.LivenessProbe.TimeoutSeconds, c.LivenessProbe.FailureThreshold = 2, 2
 	before := n.ready(t, newPod("hang", c))
 	n.exec(t, "hang", "main", "touch /tmp/hang")
-	deadline := time.Now().Add(patience)
-	n.kubelet.WaitPod(t, "hang", time.Until(deadline), func(p *corev1.Pod) string {
+	n.kubelet.WaitPod(t, "hang", patience, func(p *corev1.Pod) string {
 		if s := status(p, "main"); s.RestartCount < 1 || s.State.Running == nil {
 			return "not restarted"
 		}
