@@ -32,7 +32,7 @@ func cgroupDir(t *testing.T, id, controller string) string {
 	var found string
 	for _, root := range []string{filepath.Join("/sys/fs/cgroup", controller), "/sys/fs/cgroup"} {
 		_ = filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() && d.Name() == id {
+			if err == nil && d.IsDir() && d.Name() == harness.ContainerCgroup(id) {
 				found = path
 				return filepath.SkipAll
 			}
