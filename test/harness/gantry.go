@@ -28,6 +28,7 @@ type GantryOptions struct {
 	Dir          string   // --dir; one of its own unless set
 	Args         []string // more arguments of serve
 	Env          []string
+	Wrapper      []string // a program and arguments that become the daemon by exec
 }
 
 // Gantry is a daemon on directories of its own, and the command line on the
@@ -129,7 +130,7 @@ func (g *Gantry) confDir() string { return filepath.Join(g.Base, "net.d") }
 // answers.
 func (g *Gantry) Start(tb testing.TB) {
 	tb.Helper()
-	argv := slices.Concat([]string{Binary(tb), "serve"}, g.flags(),
+	argv := slices.Concat(g.options.Wrapper, []string{Binary(tb), "serve"}, g.flags(),
 		[]string{"--listen", g.Endpoint, "--metrics-address", g.MetricsAddr}, g.options.Args)
 	g.Process = startProcess(tb, g.Base, "gantry", argv, g.options.Env...)
 	client := RawClient(tb, g.Endpoint)
