@@ -1,10 +1,12 @@
 package harness
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -87,12 +89,19 @@ func cgroupProcs(dir string) []int {
 	return pids
 }
 
+// cgroupDriver is who makes the cgroups of pods: cgroupfs, or what
+// $GANTRY_CGROUP_DRIVER says (systemd, on a node that runs it).
+func cgroupDriver() string { return cmp.Or(os.Getenv("GANTRY_CGROUP_DRIVER"), "cgroupfs") }
+
 // MakeCgroup makes a cgroup at the top of every hierarchy, fit for processes
-// and for children, a parent for pods. It returns its path, "/NAME". The test
-// fails at its end when there still are children, so call it before the runtime
-// is started.
+// and for children, a parent for pods. It returns its path, "/NAME", or
+// "/NAME.slice" where systemd makes cgroups. The test fails at its end when there
+// still are children, so call it before the runtime is started.
 func MakeCgroup(tb testing.TB) string {
 	tb.Helper()
+	if cgroupDriver() == "systemd" {
+		return makeSlice(tb)
+	}
 	hs, err := hierarchies()
 	if err != nil {
 		tb.Fatalf("find cgroup hierarchies: %v", err)
@@ -114,6 +123,33 @@ func MakeCgroup(tb testing.TB) string {
 		}
 	}
 	return "/" + name
+}
+
+// makeSlice has systemd make a slice, and remove it at the end of the test.
+func makeSlice(tb testing.TB) string {
+	tb.Helper()
+	slice := fmt.Sprintf("%s%d_%d.slice", slicePrefix, os.Getpid(), madeCgroups.Add(1))
+	systemctl := func(verb string) {
+		if out, err := exec.Command("systemctl", verb, slice).CombinedOutput(); err != nil {
+			tb.Errorf("%s %s: %v: %s", verb, slice, err, out)
+		}
+	}
+	systemctl("start")
+	tb.Cleanup(func() {
+		if left := children(filepath.Join("/sys/fs/cgroup", slice)); len(left) > 0 {
+			tb.Errorf("%s has children %q", slice, left)
+		}
+		systemctl("stop")
+	})
+	return "/" + slice
+}
+
+// ContainerCgroup is how the last element of a container's cgroup is called.
+func ContainerCgroup(id string) string {
+	if cgroupDriver() == "systemd" {
+		return "gantry-" + id + ".scope"
+	}
+	return id
 }
 
 // madeCgroups numbers the cgroups of this process.

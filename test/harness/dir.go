@@ -4,13 +4,28 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
 
 // namePrefix begins the names of directories and cgroups made for a test.
 const namePrefix = "gantry-t"
+
+// slicePrefix begins the names of slices: a dash in one would be another level.
+const slicePrefix = "gantryt"
+
+// slowness is $GANTRY_SLOWNESS, by how much tests should be more patient than
+// on ordinary machines: an emulated processor is ten times slower.
+var slowness = sync.OnceValue(func() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("GANTRY_SLOWNESS"))
+	if err != nil || n < 1 {
+		return 1
+	}
+	return time.Duration(n)
+})
 
 // Dir makes a directory with a short name (a Unix socket's path is at most 107
 // bytes) that is removed at the end of the test, unless something is still
@@ -35,9 +50,11 @@ func Dir(tb testing.TB) string {
 }
 
 // Eventually calls check every 50 ms until it returns "" and fails the test
-// with its last word when that has not happened in time.
+// with its last word when that has not happened in time, which is longer on a
+// slow machine.
 func Eventually(tb testing.TB, timeout time.Duration, check func() string) {
 	tb.Helper()
+	timeout *= slowness()
 	deadline := time.Now().Add(timeout)
 	for {
 		complaint := check()

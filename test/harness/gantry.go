@@ -2,6 +2,7 @@ package harness
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -23,7 +24,7 @@ import (
 // GantryOptions vary how the daemon is started.
 type GantryOptions struct {
 	Registries   []string // host:port of those that speak plain http
-	CgroupDriver string   // cgroupfs unless set
+	CgroupDriver string   // $GANTRY_CGROUP_DRIVER or cgroupfs unless set
 	NoNetwork    bool     // an empty CNI configuration directory
 	Dir          string   // --dir; one of its own unless set
 	Args         []string // more arguments of serve
@@ -79,9 +80,7 @@ func Binary(tb testing.TB) string {
 // pods of the command line are the test's own business.
 func NewGantry(tb testing.TB, o GantryOptions) *Gantry {
 	tb.Helper()
-	if o.CgroupDriver == "" {
-		o.CgroupDriver = "cgroupfs"
-	}
+	o.CgroupDriver = cmp.Or(o.CgroupDriver, cgroupDriver())
 	base := Dir(tb)
 	g := &Gantry{
 		Base: base, Dir: o.Dir, RunDir: filepath.Join(base, "run"), RegistryDir: filepath.Join(base, "certs.d"),

@@ -37,13 +37,17 @@ type Kubelet struct {
 	Root      string // its own directory; volumes lie below
 	Manifests string
 	PodLogs   string // podLogsDir
-	Cgroup    string // cgroupRoot
+	Cgroup    string // cgroup of its cgroupRoot
 	Addr      string // host:port of its HTTPS port, self-signed and open to all
 	options   KubeletOptions
 }
 
-// kubeletBinary builds the kubelet, or finds it in the cache.
+// kubeletBinary is $GANTRY_KUBELET; else it builds the kubelet, or finds it in
+// the cache.
 var kubeletBinary = sync.OnceValues(func() (string, error) {
+	if bin := os.Getenv("GANTRY_KUBELET"); bin != "" {
+		return bin, nil
+	}
 	cmd := exec.Command(filepath.Join(checkout(), "hack", "build-kubelet"))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
@@ -134,6 +138,12 @@ func (k *Kubelet) clearCgroups(tb testing.TB) {
 				tb.Errorf("remove cgroups of kubelet: %v", err)
 			}
 		}
+		if name, ok := strings.CutSuffix(k.Cgroup, ".slice"); ok {
+			// With the slice go those below it.
+			if out, err := exec.Command("systemctl", "stop", filepath.Base(name)+"-kubepods.slice").CombinedOutput(); err != nil {
+				tb.Errorf("remove slices of kubelet: %v: %s", err, out)
+			}
+		}
 	})
 }
 
@@ -169,8 +179,8 @@ func (k *Kubelet) writeConfig(tb testing.TB) {
 			Webhook:   kubeletconfig.KubeletWebhookAuthentication{Enabled: &no},
 		},
 		Authorization:               kubeletconfig.KubeletAuthorization{Mode: kubeletconfig.KubeletAuthorizationModeAlwaysAllow},
-		CgroupDriver:                "cgroupfs",
-		CgroupRoot:                  k.Cgroup,
+		CgroupDriver:                cgroupDriver(),
+		CgroupRoot:                  strings.TrimSuffix(k.Cgroup, ".slice"), // the kubelet appends it
 		EnforceNodeAllocatable:      []string{"none"},
 		FailCgroupV1:                &no,
 		FailSwapOn:                  &no,
@@ -285,9 +295,33 @@ func (k *Kubelet) podCgroups(uid string) string {
 		return err.Error()
 	}
 	for dir := range all {
-		if name := filepath.Base(dir); strings.Contains(dir, k.Cgroup+"/") && strings.HasPrefix(name, "pod"+uid) {
+		if strings.Contains(dir, k.Cgroup+"/") && ofPod(filepath.Base(dir), uid) {
 			return "pod cgroup still there: " + dir
 		}
 	}
 	return ""
+}
+
+// ofPod says whether a cgroup's name is the one that a kubelet gives to the pod
+// with this UID (or, without one, to any pod) with either driver.
+func ofPod(name, uid string) bool {
+	if slice, ok := strings.CutSuffix(name, ".slice"); ok {
+		_, pod, ok := strings.Cut(slice, "-pod")
+		return ok && strings.HasPrefix(pod, strings.ReplaceAll(uid, "-", "_"))
+	}
+	return strings.HasPrefix(name, "pod"+uid)
+}
+
+// PodCgroup is the end of the path of a burstable pod's cgroup.
+func (k *Kubelet) PodCgroup(uid string) string {
+	if cgroupDriver() != "systemd" {
+		return k.Cgroup + "/kubepods/burstable/pod" + uid
+	}
+	root := strings.TrimSuffix(filepath.Base(k.Cgroup), ".slice")
+	var path string
+	for _, name := range []string{"", "-kubepods", "-burstable", "-pod" + strings.ReplaceAll(uid, "-", "_")} {
+		root += name
+		path += "/" + root + ".slice"
+	}
+	return path
 }

@@ -120,7 +120,7 @@ func (s Snapshot) Since(before Snapshot) []string {
 func (s Snapshot) ownCgroups() set {
 	own := set{}
 	for dir := range s.cgroups {
-		if strings.Contains(dir, "/"+namePrefix) {
+		if strings.Contains(dir, "/"+namePrefix) || strings.Contains(dir, "/"+slicePrefix) {
 			continue
 		}
 		pids := cgroupProcs(dir)
