@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION := $(or $(patsubst v%,%,$(shell git describe --tags --exact-match 2>/dev/null)),0.1.0-dev+g$(shell git rev-parse --short HEAD 2>/dev/null))
 PREFIX ?= /usr/local
 FUZZTIME ?= 10s
 

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/store"
@@ -69,6 +70,7 @@ func (p *Pipeline) Fetch(ctx context.Context, req FetchRequest) (_ store.Entry, 
 	if err != nil {
 		return store.Entry{}, fmt.Errorf("fetch: %w", err)
 	}
+	failpoint.Hit(failpoint.FetchResolved)
 	times := &fetchTimes{}
 	defer func() {
 		times.report(p, err)
@@ -173,6 +175,7 @@ func distinctLayers(man fetch.Manifest) []layer {
 func (p *Pipeline) fetchLayers(ctx context.Context, remote fetch.Remote, left []layer, times *fetchTimes) error {
 	for len(left) > 0 {
 		held, busy, err := p.claim(ctx, left, times)
+		failpoint.Hit(failpoint.LayerLocked)
 		if err == nil {
 			err = p.extractLayers(ctx, remote, held, times)
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/appc/spec/schema"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -61,6 +62,7 @@ func (p *Pipeline) Prepare(ctx context.Context, spec PodSpec) (manifest.UUID, er
 	if err := p.timed(StageRootfs, func() error { return p.layRootfs(d) }); err != nil {
 		return "", errors.Join(fmt.Errorf("prepare: %w", err), d.Discard())
 	}
+	failpoint.Hit(failpoint.RootfsLaid)
 	if err := p.timed(StageCommit, func() error { return d.Commit(spec.Manifest) }); err != nil {
 		return "", errors.Join(fmt.Errorf("prepare: %w", err), d.Discard())
 	}

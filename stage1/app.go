@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -32,9 +33,11 @@ func (r *Runner) startApp(ctx context.Context, d *pod.Dir, p *plan, a *appPlan) 
 	if err := makeDirs(a.hostPaths); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.OverlayMounting)
 	if err := overlay.Mount(r.cfg.TreesDir, *a.overlay); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.OverlayMounted)
 	spec, err := r.ociSpec(d, p, a)
 	if err != nil {
 		return err
@@ -62,6 +65,7 @@ func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, sp
 	if err := os.WriteFile(filepath.Join(bundle, "config.json"), raw, 0o600); err != nil {
 		return pod.Started{}, fmt.Errorf("write OCI configuration: %w", err)
 	}
+	failpoint.Hit(failpoint.ConfigWritten)
 	// Of the pod and not of the app: a terminal's socket lies in it, whose path is
 	// bounded, and app names may be long.
 	tmp := r.pods.RunPath(d.UUID(), "tmp")
@@ -89,9 +93,11 @@ func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, sp
 	if err != nil {
 		return pod.Started{}, err
 	}
+	failpoint.Hit(failpoint.ContainerCreated)
 	if err := p.runtime.Start(ctx, a.id); err != nil {
 		return pod.Started{}, err
 	}
+	failpoint.Hit(failpoint.ContainerStarted)
 	return pod.Started{Init: m.Init, Monitor: m.Monitor, StartedAt: time.Now(), Cgroup: a.cgroup.Path}, nil
 }
 

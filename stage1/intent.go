@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
@@ -28,6 +29,15 @@ const (
 	intentMount      = "mount"      // mountIntent: a mount below the run directory
 	intentContainer  = "container"  // containerIntent: an OCI container, its monitor and their cgroups
 )
+
+// undone says which point is passed when an intent of a kind is confirmed gone.
+var undone = map[string]failpoint.Point{
+	intentCgroup:     failpoint.CgroupUndone,
+	intentNamespaces: failpoint.NamespacesUndone,
+	intentNetwork:    failpoint.NetworkUndone,
+	intentMount:      failpoint.MountUndone,
+	intentContainer:  failpoint.ContainerUndone,
+}
 
 type cgroupIntent struct {
 	Path string `json:"path"`
@@ -64,6 +74,7 @@ func (r *Runner) undo(ctx context.Context, d *pod.Dir, keep func(pod.Intent) boo
 	if len(intents) == 0 {
 		return nil
 	}
+	failpoint.Hit(failpoint.UndoBegun)
 	var left []pod.Intent
 	var errs []error
 	for _, in := range slices.Backward(intents) {
@@ -74,7 +85,9 @@ func (r *Runner) undo(ctx context.Context, d *pod.Dir, keep func(pod.Intent) boo
 		if err := r.undoOne(ctx, in); err != nil {
 			left = append(left, in)
 			errs = append(errs, fmt.Errorf("undo %s: %w", in.Kind, err))
+			continue
 		}
+		failpoint.Hit(undone[in.Kind])
 	}
 	slices.Reverse(left)
 	return errors.Join(append(errs, d.Undone(left))...)
@@ -90,6 +103,7 @@ func (r *Runner) undoOne(ctx context.Context, in pod.Intent) error {
 		return undoWith(in, func(a network.Attachment) error {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), networkTimeout)
 			defer cancel()
+			failpoint.Hit(failpoint.NetworkUndoing)
 			return r.network.Del(ctx, a)
 		})
 	case intentMount:
@@ -123,11 +137,14 @@ func (r *Runner) undoCgroup(ctx context.Context, path string) error {
 func (r *Runner) undoContainer(ctx context.Context, c containerIntent) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	err := r.cgroups.Kill(ctx, c.Cgroup)
+	// The monitor first: it may be about to create the container.
 	m := r.cgroups.Monitor(c.Driver, c.ID)
-	err = errors.Join(err, m.Kill(ctx), m.Remove(ctx))
+	err := errors.Join(m.Kill(ctx), m.Remove(ctx))
+	failpoint.Hit(failpoint.MonitorRemoved)
+	err = errors.Join(err, r.cgroups.Kill(ctx, c.Cgroup))
+	failpoint.Hit(failpoint.ContainerKilled)
 	if _, serr := os.Stat(c.Root + "/" + c.ID); serr == nil {
-		err = errors.Join(err, c.client().Delete(ctx, c.ID, true))
+		err = errors.Join(err, c.client().Delete(ctx, c.ID))
 	}
 	return errors.Join(err, r.cgroups.Remove(ctx, c.Cgroup))
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 )
@@ -57,6 +58,7 @@ func (r *Runner) RunWith(ctx context.Context, u manifest.UUID, opts Options) (er
 	if err != nil {
 		return fmt.Errorf("run pod %s: %w", u, errors.Join(err, r.refuse(d, err)))
 	}
+	failpoint.Hit(failpoint.RunChecked)
 	if err := r.accept(d, p); err != nil {
 		return fmt.Errorf("run pod %s: %w", u, errors.Join(err, r.fail(ctx, d, err)))
 	}
@@ -75,6 +77,7 @@ func (r *Runner) accept(d *pod.Dir, p *plan) error {
 	if err := d.MakeRunDir(); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.RunDirMade)
 	return d.MoveTo(pod.InRun)
 }
 

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1/monitor"
@@ -198,6 +199,7 @@ func (r *Runner) settleApp(ctx context.Context, d *pod.Dir, p *pod.Pod, app stri
 	if err != nil {
 		return false, err
 	}
+	failpoint.Hit(failpoint.ExitRead)
 	if err := d.WriteExit(app, exit); err != nil {
 		return false, err
 	}

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
@@ -34,6 +35,7 @@ func (r *Runner) startShared(ctx context.Context, d *pod.Dir, p *plan) error {
 			return err
 		}
 	}
+	failpoint.Hit(failpoint.CgroupMade)
 	if err := namespace.Make(s.namespaces); err != nil {
 		return err
 	}
@@ -46,7 +48,12 @@ func (r *Runner) startShared(ctx context.Context, d *pod.Dir, p *plan) error {
 	if err := r.writeNetwork(d, s, a.result); err != nil {
 		return err
 	}
-	return d.SetReady()
+	failpoint.Hit(failpoint.NetworkWritten)
+	if err := d.SetReady(); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.ReadyWritten)
+	return nil
 }
 
 type attached struct {
@@ -63,7 +70,9 @@ func (r *Runner) attach(ctx context.Context, a *network.Attachment) <-chan attac
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, networkTimeout)
 		defer cancel()
+		failpoint.Hit(failpoint.NetworkAdding)
 		result, err := r.network.Add(ctx, *a)
+		failpoint.Hit(failpoint.NetworkAdded)
 		out <- attached{result, err}
 	}()
 	return out
@@ -87,9 +96,11 @@ func (r *Runner) makeShared(ctx context.Context, d *pod.Dir, p *plan) error {
 		return err
 	}
 	if !s.hostIPC {
+		failpoint.Hit(failpoint.ShmMounting)
 		if err := files.MountShm(d.RunPath("shm"), shmSize); err != nil {
 			return err
 		}
+		failpoint.Hit(failpoint.ShmMounted)
 	}
 	if s.init == nil {
 		return nil

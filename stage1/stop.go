@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1/proc"
@@ -36,9 +37,11 @@ func (r *Runner) Stop(ctx context.Context, u manifest.UUID, grace time.Duration)
 	if p.Place != pod.InRun {
 		return nil
 	}
+	failpoint.Hit(failpoint.StopBegun)
 	if err := r.pods.ClearReady(u); err != nil {
 		return fmt.Errorf("stop pod %s: %w", u, err)
 	}
+	failpoint.Hit(failpoint.ReadyCleared)
 	var g errgroup.Group
 	for _, a := range p.Record.Apps {
 		g.Go(func() error { return r.stopApp(ctx, p, a.Name, grace) })
@@ -63,6 +66,7 @@ func (r *Runner) stopApp(ctx context.Context, p *pod.Pod, app string, grace time
 		if err := proc.Signal(s.Init, sig); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 			r.report(p.Record.UUID, "could not send the stop signal", err)
 		}
+		failpoint.Hit(failpoint.StopSignalled)
 		if dead, err := waitFor(ctx, s.Init, grace); dead || err != nil {
 			return err
 		}
@@ -70,6 +74,7 @@ func (r *Runner) stopApp(ctx context.Context, p *pod.Pod, app string, grace time
 	if err := proc.Signal(s.Init, unix.SIGKILL); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		r.report(p.Record.UUID, "could not kill the process", err)
 	}
+	failpoint.Hit(failpoint.StopKilled)
 	// From here on the caller's patience does not matter any more.
 	ctx = context.WithoutCancel(ctx)
 	if dead, _ := waitFor(ctx, s.Init, 2*time.Second); dead {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/gantry-cri/gantry/cmd/gantry/podargs"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
 
@@ -29,6 +30,10 @@ const (
 
 func main() {
 	manifest.RegisterIsolators()
+	if err := failpoint.Arm(); err != nil {
+		fmt.Fprintf(os.Stderr, "gantry: %v\n", err)
+		os.Exit(exitUsage)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends us at once
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

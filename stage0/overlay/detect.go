@@ -94,7 +94,7 @@ func hasTypes(dir string, n node) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only read, or only a lock
 	buf := make([]byte, 4096)
 	size, err := n.getdents(int(f.Fd()), buf)
 	if err != nil {

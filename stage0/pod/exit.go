@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
 
@@ -30,7 +31,11 @@ func (d *Dir) WriteExit(app string, e Exit) error {
 		return nil
 	}
 	exits[app] = e
-	return writeJSON(d.Path(exitFile), exits, d.durability())
+	if err := writeJSON(d.Path(exitFile), exits, d.durability()); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.ExitWritten)
+	return nil
 }
 
 // DropExits forgets the exit records of a start that was undone before any
@@ -39,7 +44,11 @@ func (d *Dir) DropExits() error { return removeFile(d.Path(exitFile)) }
 
 // WriteStarted says that an app's process runs.
 func (d *Dir) WriteStarted(app string, s Started) error {
-	return writeJSON(d.pods.AppRunPath(d.uuid, app, startedFile), s, volatile)
+	if err := writeJSON(d.pods.AppRunPath(d.uuid, app, startedFile), s, volatile); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.StartedWritten)
+	return nil
 }
 
 // SetReady says that the sandbox is up: written last, removed first.
@@ -89,7 +98,11 @@ func (d *Dir) Intend(more ...Intent) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(d.Path(intentsFile), append(have, more...), d.durability())
+	if err := writeJSON(d.Path(intentsFile), append(have, more...), d.durability()); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.IntentsWritten)
+	return nil
 }
 
 // Intents are those that were not confirmed undone, oldest first.
@@ -108,6 +121,14 @@ func (p *Pods) Intents(u manifest.UUID) ([]Intent, error) {
 
 // Undone keeps only those intents that are not yet confirmed gone.
 func (d *Dir) Undone(left []Intent) error {
+	err := d.rewriteIntents(left)
+	if err == nil {
+		failpoint.Hit(failpoint.IntentsRewritten)
+	}
+	return err
+}
+
+func (d *Dir) rewriteIntents(left []Intent) error {
 	if len(left) == 0 {
 		return removeFile(d.Path(intentsFile))
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/appc/spec/schema"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
 
@@ -28,12 +29,14 @@ func (p *Pods) New(ctx context.Context, r Record, request manifest.Request) (*Di
 	if err := os.Mkdir(p.Path(u), 0o750); err != nil {
 		return nil, fmt.Errorf("make pod directory: %w", wrapSpace(err))
 	}
+	failpoint.Hit(failpoint.PodMade)
 	// Between mkdir and flock a sweep may take the empty directory for an aborted
 	// prepare; lockDir notices and says that it is gone.
 	d, err := p.lockDir(ctx, u)
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.PodLocked)
 	r.Schema, r.UUID, r.ID = SchemaVersion, u, u.ID(request)
 	r.BootID, r.CreatedAt = p.bootID, time.Now()
 	d.record = r
@@ -55,9 +58,11 @@ func (d *Dir) Commit(pm *schema.PodManifest) error {
 	if err := writeFile(d.Path(manifestFile), raw, durable); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.ManifestWritten)
 	if err := writeJSON(d.Path(recordFile), d.record, durable); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.RecordWritten)
 	if durable == synced {
 		if err := syncPath(d.Path()); err != nil {
 			return err
@@ -66,12 +71,18 @@ func (d *Dir) Commit(pm *schema.PodManifest) error {
 			return err
 		}
 	}
-	return d.MoveTo(InPrepared)
+	failpoint.Hit(failpoint.PodSynced)
+	if err := d.MoveTo(InPrepared); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.PodPrepared)
+	return nil
 }
 
 // Discard deletes a pod that was not committed, and gives the lock back.
 func (d *Dir) Discard() error {
 	err := os.RemoveAll(d.Path())
+	failpoint.Hit(failpoint.AbortedFilesDeleted)
 	if d.place != Nowhere {
 		if rerr := os.Remove(d.pods.link(d.place, d.uuid)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 			err = errors.Join(err, rerr)

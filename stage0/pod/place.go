@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
 
@@ -86,6 +87,7 @@ func (d *Dir) MoveTo(to Place) error {
 	} else if err := os.Rename(d.pods.link(d.place, d.uuid), d.pods.link(to, d.uuid)); err != nil {
 		return fmt.Errorf("move pod %s from %s to %s: %w", d.uuid, d.place, to, err)
 	}
+	hit(to)
 	from := d.place
 	d.place = to
 	if d.record.Owner == OwnerCRI {
@@ -98,20 +100,40 @@ func (d *Dir) MoveTo(to Place) error {
 	return err
 }
 
+// hit tells that a link has been moved to a place.
+func hit(to Place) {
+	switch to {
+	case InPrepare:
+		failpoint.Hit(failpoint.PodInPrepare)
+	case InPrepared:
+		failpoint.Hit(failpoint.PodInPrepared)
+	case InRun:
+		failpoint.Hit(failpoint.PodInRun)
+	case InExitedGarbage:
+		failpoint.Hit(failpoint.PodInExitedGarbage)
+	case InGarbage:
+		failpoint.Hit(failpoint.PodInGarbage)
+	}
+}
+
 // Delete removes a pod that lies in garbage or exited-garbage: its files first,
 // its link last, so that a crash in between leaves a link that a sweep finds.
 func (d *Dir) Delete() error {
 	if d.place != InGarbage && d.place != InExitedGarbage {
 		return fmt.Errorf("delete pod %s in place %q: %w", d.uuid, d.place, errdefs.ErrState)
 	}
-	for _, path := range []string{d.RunPath(), d.Path()} {
-		if err := os.RemoveAll(path); err != nil {
-			return fmt.Errorf("delete pod %s: %w", d.uuid, err)
-		}
+	if err := os.RemoveAll(d.RunPath()); err != nil {
+		return fmt.Errorf("delete pod %s: %w", d.uuid, err)
 	}
+	failpoint.Hit(failpoint.RunDirDeleted)
+	if err := os.RemoveAll(d.Path()); err != nil {
+		return fmt.Errorf("delete pod %s: %w", d.uuid, err)
+	}
+	failpoint.Hit(failpoint.FilesDeleted)
 	if err := os.Remove(d.pods.link(d.place, d.uuid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete pod %s: %w", d.uuid, err)
 	}
+	failpoint.Hit(failpoint.LinkDeleted)
 	return nil
 }
 

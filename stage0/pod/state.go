@@ -47,7 +47,7 @@ const (
 	Gone
 )
 
-func lifeOf(alive bool) Life {
+func lifeOf(alive bool) Life { //nolint:revive // a conversion, no control
 	if alive {
 		return Alive
 	}
@@ -77,7 +77,7 @@ const (
 	No
 )
 
-func answer(b bool) Answer {
+func answer(b bool) Answer { //nolint:revive // a conversion, no control
 	if b {
 		return Yes
 	}

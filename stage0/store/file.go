@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
 
 // writeSynced makes a file whose bytes are on disk when it returns.
@@ -40,11 +41,12 @@ func syncDir(path string) error {
 }
 
 // renameSynced moves what is complete and synced to its place, and makes the
-// move durable.
-func renameSynced(from, to string) error {
+// move durable. between is hit when it is not durable yet.
+func renameSynced(from, to string, between failpoint.Point) error {
 	if err := os.Rename(from, to); err != nil {
 		return asNoSpace(err)
 	}
+	failpoint.Hit(between)
 	return syncDir(filepath.Dir(to))
 }
 

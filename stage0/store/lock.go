@@ -133,8 +133,9 @@ func flock(ctx context.Context, f *os.File, how int) error {
 		return nil
 	case <-ctx.Done():
 		go func() {
-			<-done
-			unflock(f)
+			if err := <-done; err == nil {
+				unflock(f)
+			}
 		}()
 		return ctx.Err()
 	}

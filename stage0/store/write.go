@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
 
 // Put makes the image's record. It is idempotent: nil means that a record of
@@ -94,13 +95,18 @@ func (s *Store) removeAll(name string, id digest.Digest) error {
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
+	failpoint.Hit(failpoint.ImageRetired)
 	if err == nil {
 		err = syncDir(filepath.Join(s.dir, imagesDir))
 	}
 	if err == nil {
 		err = s.removeRefsTo(id)
 	}
-	return errors.Join(err, os.RemoveAll(gone))
+	if err = errors.Join(err, os.RemoveAll(gone)); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.ImageRemoved)
+	return nil
 }
 
 func (s *Store) removeRefsTo(id digest.Digest) error {
@@ -117,6 +123,7 @@ func (s *Store) removeRefsTo(id digest.Digest) error {
 		if err := s.removeRef(refFile(r.Name)); err != nil {
 			return err
 		}
+		failpoint.Hit(failpoint.RefRemoved)
 	}
 	if !removed {
 		return nil
@@ -238,11 +245,13 @@ func (s *Store) writeRecord(name string, img Image, manifest, config []byte) err
 		err = syncDir(tmp)
 	}
 	if err == nil {
-		err = renameSynced(tmp, filepath.Join(s.dir, imagesDir, name))
+		failpoint.Hit(failpoint.ImageWritten)
+		err = renameSynced(tmp, filepath.Join(s.dir, imagesDir, name), failpoint.ImageRenamed)
 	}
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(tmp))
 	}
+	failpoint.Hit(failpoint.ImageCommitted)
 	return nil
 }
 
@@ -270,11 +279,13 @@ func (s *Store) writeRef(ref Ref) error {
 	}
 	err = writeSynced(filepath.Join(tmp, "ref"), append(data, '\n'))
 	if err == nil {
-		err = renameSynced(filepath.Join(tmp, "ref"), filepath.Join(s.dir, refsDir, refFile(ref.Name)))
+		failpoint.Hit(failpoint.RefWritten)
+		err = renameSynced(filepath.Join(tmp, "ref"), filepath.Join(s.dir, refsDir, refFile(ref.Name)), failpoint.RefRenamed)
 	}
 	if err = errors.Join(err, os.RemoveAll(tmp)); err != nil {
 		return fmt.Errorf("name %q: %w", ref.Name, err)
 	}
+	failpoint.Hit(failpoint.RefCommitted)
 	return nil
 }
 

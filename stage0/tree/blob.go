@@ -105,7 +105,7 @@ func decompressTo(out *ring, open func(io.Reader) (io.ReadCloser, error), in io.
 	if err != nil {
 		return fmt.Errorf("decompress: %w: %w", errdefs.ErrInvalid, err)
 	}
-	defer r.Close()
+	defer r.Close() //nolint:errcheck // only read, or only a lock
 	for total := int64(0); ; {
 		c, err := out.next()
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
 
 // Extract reads one layer's blob and writes its files, in one pass, into an
@@ -49,12 +50,14 @@ func (s *Store) extract(ctx context.Context, l Layer, blob io.Reader) (*Pending,
 		err = errors.Join(err, w.close())
 	}
 	if err == nil {
+		failpoint.Hit(failpoint.TreeExtracted)
 		p.meta.DiffID = l.DiffID
 		err = writeMeta(path, p.meta)
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.Discard())
 	}
+	failpoint.Hit(failpoint.TreeDescribed)
 	return p, nil
 }
 

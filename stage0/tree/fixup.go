@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
 
 // Fixup makes and commits the fix-up tree of a stack of layers, bottom first,
@@ -61,9 +62,11 @@ func (s *Store) fixup(ctx context.Context, diffIDs []digest.Digest) (string, err
 	if err != nil {
 		return "", err
 	}
+	failpoint.Hit(failpoint.FixupWritten)
 	if err := s.Commit(ctx, p); err != nil {
 		return "", errors.Join(err, p.Discard())
 	}
+	failpoint.Hit(failpoint.FixupCommitted)
 	return name, nil
 }
 
@@ -100,6 +103,17 @@ func set(paths []string) map[string]bool {
 	return m
 }
 
+// addWithParents adds a directory to a fix-up tree: what lies on top covers the
+// attributes of the parents as well.
+func (st stack) addWithParents(fix map[string]string, merged map[string]mergedDir, p string) {
+	for q := p; ; q = path.Dir(q) {
+		fix[q] = st.source(q, merged[q])
+		if q == "." {
+			return
+		}
+	}
+}
+
 // sources returns the directories of the fix-up tree, each with the directory
 // that its attributes come from, "" where no layer really has it.
 func (st stack) sources(ctx context.Context) (map[string]string, error) {
@@ -131,12 +145,7 @@ func (st stack) sources(ctx context.Context) (map[string]string, error) {
 		if !covered && !listed {
 			continue
 		}
-		for q := p; ; q = path.Dir(q) {
-			fix[q] = st.source(q, merged[q])
-			if q == "." {
-				break
-			}
-		}
+		st.addWithParents(fix, merged, p)
 	}
 	return fix, nil
 }

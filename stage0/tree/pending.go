@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
 
 // tmpPrefix begins the names of this package's entries in tmp/.
@@ -59,14 +60,17 @@ func (s *Store) Commit(ctx context.Context, ps ...*Pending) error {
 	if err := s.sync.run(ctx); err != nil {
 		return fmt.Errorf("commit trees: %w", noSpace(err))
 	}
+	failpoint.Hit(failpoint.TreesSynced)
 	for _, p := range ps {
 		if err := s.publish(p); err != nil {
 			return fmt.Errorf("commit tree of %s: %w", p.meta.DiffID, err)
 		}
+		failpoint.Hit(failpoint.TreeRenamed)
 	}
 	if err := syncDir(s.trees); err != nil {
 		return fmt.Errorf("commit trees: %w", err)
 	}
+	failpoint.Hit(failpoint.TreesCommitted)
 	return nil
 }
 
@@ -107,6 +111,7 @@ func (s *Store) newEntry(ctx context.Context) (string, *os.File, error) {
 		if err != nil {
 			return "", nil, fmt.Errorf("make tree: %w", noSpace(err))
 		}
+		failpoint.Hit(failpoint.TreeEntryMade)
 		lock, err := lockEntry(ctx, path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a sweep came between
@@ -117,6 +122,7 @@ func (s *Store) newEntry(ctx context.Context) (string, *os.File, error) {
 		if err := os.Mkdir(filepath.Join(path, rootfsName), 0o755); err != nil {
 			return "", nil, errors.Join(fmt.Errorf("make tree: %w", noSpace(err)), os.RemoveAll(path), lock.Close())
 		}
+		failpoint.Hit(failpoint.TreeEntryLocked)
 		return path, lock, nil
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
 
 // Layer is what manifest and configuration promise of one layer.
@@ -185,7 +186,7 @@ func (s *Store) retire(ctx context.Context, name string) (gone string, err error
 	if err != nil {
 		return "", fmt.Errorf("remove tree %s: %w", name, err)
 	}
-	defer lock.Close()
+	defer lock.Close() //nolint:errcheck // only read, or only a lock
 	gone = filepath.Join(s.tmp, tmpPrefix+"removed-"+name)
 	if err := os.RemoveAll(gone); err != nil { // of an earlier, interrupted removal; we hold the name's lock
 		return "", fmt.Errorf("remove tree %s: %w", name, err)
@@ -193,10 +194,12 @@ func (s *Store) retire(ctx context.Context, name string) (gone string, err error
 	if err := os.Rename(s.Path(name), gone); err != nil {
 		return "", fmt.Errorf("remove tree %s: %w", name, err)
 	}
+	failpoint.Hit(failpoint.TreeRetired)
 	// Before anything of it is deleted: after a crash no half of it may be present.
 	if err := syncDir(s.trees); err != nil {
 		return "", fmt.Errorf("remove tree %s: %w", name, err)
 	}
+	failpoint.Hit(failpoint.TreeRetiredSynced)
 	return gone, nil
 }
 
@@ -227,7 +230,7 @@ func (s *Store) sweepEntry(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only read, or only a lock
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil
@@ -238,5 +241,9 @@ func (s *Store) sweepEntry(ctx context.Context, path string) error {
 	if same, err := sameFile(f, path); err != nil || !same {
 		return err
 	}
-	return removeAll(ctx, path)
+	if err := removeAll(ctx, path); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.TreeSwept)
+	return nil
 }

@@ -24,14 +24,14 @@ func (h *Hierarchy) Create(path string) error {
 		return err
 	}
 	for c, m := range h.v1 {
-		if err := createV1(m, path, c == "cpuset"); err != nil {
+		if err := createV1(m, path, inherited[c]); err != nil {
 			return fmt.Errorf("create cgroup %s: %w", path, err)
 		}
 	}
 	if h.unified == "" {
 		return nil
 	}
-	if err := createV2(h.unified, path, len(h.v1) == 0); err != nil {
+	if err := h.createV2(path); err != nil {
 		return fmt.Errorf("create cgroup %s: %w", path, err)
 	}
 	return nil
@@ -44,7 +44,7 @@ func (h *Hierarchy) createIn(path string, controllers []string) error {
 		if !ok {
 			continue
 		}
-		if err := createV1(m, path, c == "cpuset"); err != nil {
+		if err := createV1(m, path, inherited[c]); err != nil {
 			return fmt.Errorf("create cgroup %s: %w", path, err)
 		}
 	}
@@ -71,7 +71,7 @@ func (h *Hierarchy) CreateLeaf(parent, name string, controllers ...string) (stri
 	}
 	made := false
 	for _, m := range mounts {
-		err := h.leaf(filepath.Join(m, parent), filepath.Join(m, path), m == h.v1["cpuset"])
+		err := leaf(filepath.Join(m, parent), filepath.Join(m, path), h.inheritedIn(m))
 		if err != nil && !absent(err) {
 			return path, fmt.Errorf("create cgroup %s: %w", path, err)
 		}
@@ -83,14 +83,34 @@ func (h *Hierarchy) CreateLeaf(parent, name string, controllers ...string) (stri
 	return path, nil
 }
 
-func (h *Hierarchy) leaf(parent, dir string, cpuset bool) error {
+// inherited are the files without which nothing can enter a new group, by v1
+// controller: the parent's content is copied into them.
+var inherited = map[string][]string{"cpuset": {"cpuset.cpus", "cpuset.mems"}}
+
+// inheritedIn are those of the hierarchy at a mount point.
+func (h *Hierarchy) inheritedIn(mount string) []string {
+	for c, files := range inherited {
+		if h.v1[c] == mount {
+			return files
+		}
+	}
+	return nil
+}
+
+func leaf(parent, dir string, files []string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	if !cpuset {
-		return nil
+	return inheritAll(parent, dir, files)
+}
+
+func inheritAll(parent, dir string, files []string) error {
+	for _, f := range files {
+		if err := inherit(parent, dir, f); err != nil {
+			return err
+		}
 	}
-	return errors.Join(inherit(parent, dir, "cpuset.cpus"), inherit(parent, dir, "cpuset.mems"))
+	return nil
 }
 
 // HasV1 says whether a controller has a v1 hierarchy.
@@ -99,7 +119,7 @@ func (h *Hierarchy) HasV1(controller string) bool {
 	return ok
 }
 
-func createV1(mount, path string, cpuset bool) error {
+func createV1(mount, path string, files []string) error {
 	dir := mount
 	for e := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
 		parent := dir
@@ -107,13 +127,8 @@ func createV1(mount, path string, cpuset bool) error {
 		if err := mkdir(dir); err != nil {
 			return err
 		}
-		if !cpuset {
-			continue
-		}
-		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-			if err := inherit(parent, dir, f); err != nil {
-				return err
-			}
+		if err := inheritAll(parent, dir, files); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -132,10 +147,11 @@ func inherit(parent, dir, file string) error {
 	return write(filepath.Join(dir, file), strings.TrimSpace(string(value)))
 }
 
-func createV2(mount, path string, delegate bool) error {
-	dir := mount
+// createV2 hands controllers down where v1 does not hold them.
+func (h *Hierarchy) createV2(path string) error {
+	dir := h.unified
 	for e := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
-		if delegate {
+		if len(h.v1) == 0 {
 			handDown(dir)
 		}
 		dir = filepath.Join(dir, e)

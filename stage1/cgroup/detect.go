@@ -31,9 +31,6 @@ const (
 	Hybrid Mode = "hybrid"
 )
 
-// unifiedName is how the v2 hierarchy is called in a list of controllers.
-const unifiedName = ""
-
 // namedSystemd is the v1 hierarchy without a controller, in which systemd keeps its units.
 const namedSystemd = "name=systemd"
 

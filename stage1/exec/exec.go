@@ -221,15 +221,11 @@ func (e *session) wait(ctx context.Context, drained <-chan struct{}) error {
 	return nil
 }
 
-// end kills what is left of the command and waits for the runtime. orphans
-// says that processes which died must have been reaped too.
-func (e *session) end(orphans bool) error {
+// end kills what is left of the command and waits for the runtime, and until the
+// named processes, which died with it, have been reaped too.
+func (e *session) end(left []pod.Process) error {
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()
-	var left []pod.Process
-	if orphans {
-		left = e.processes()
-	}
 	if _, started := e.command(); !started {
 		// The runtime may be about to put the process into the leaf: it goes first.
 		e.killRuntime()

@@ -72,7 +72,7 @@ func (e *session) stream(ctx, own context.Context, t *transport) (int32, error) 
 		}
 	}()
 	if e.wait(gone, t.drained) != nil {
-		err := e.end(true)
+		err := e.end(e.processes())
 		t.close()
 		if own.Err() != nil {
 			return 0, errors.Join(e.timedOut(ctx, own), err)
@@ -97,11 +97,11 @@ func (e *session) stream(ctx, own context.Context, t *transport) (int32, error) 
 // unless they hold the output: then the runtime, or the client, would wait for them.
 func (e *session) release(drained <-chan struct{}) error {
 	if !closed(e.exited) {
-		return e.end(false)
+		return e.end(nil)
 	}
 	left := e.processes()
 	if len(left) > 0 && !closed(drained) {
-		return e.end(false)
+		return e.end(nil)
 	}
 	for _, p := range left {
 		_ = e.Cgroups.AddProcess(e.Cgroup, p.PID) // it may have gone by itself

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/pod"
 )
 
 // maxOutput caps standard output and standard error together, so that both fit
@@ -53,7 +54,11 @@ func Sync(ctx context.Context, s Spec) (Result, error) {
 		return Result{}, fmt.Errorf("exec in %s: %w", s.ID, err)
 	}
 	waitErr := e.wait(own, pipes.drained)
-	endErr := e.end(waitErr != nil)
+	var orphans []pod.Process
+	if waitErr != nil {
+		orphans = e.processes()
+	}
+	endErr := e.end(orphans)
 	pipes.close()
 	r := out.result()
 	switch {

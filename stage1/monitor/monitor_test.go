@@ -174,7 +174,7 @@ func TestContainerProcesses(t *testing.T) {
 		t.Fatalf("exit %+v", e)
 	}
 	for range 2 {
-		if err := c.Runtime.Delete(t.Context(), c.ID, false); err != nil {
+		if err := c.Runtime.Delete(t.Context(), c.ID); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1/ociruntime"
 	"github.com/gantry-cri/gantry/stage1/proc"
@@ -245,11 +246,13 @@ func (s Spec) tmpDir() string {
 // follow lets conmon go on and reads from it what became of the container.
 func (l *launched) follow(ctx context.Context) (Started, error) {
 	s := l.spec
+	failpoint.Hit(failpoint.MonitorForked)
 	if s.Place != nil {
 		if err := s.Place(ctx, l.cmd.Process.Pid); err != nil {
 			return Started{}, fmt.Errorf("place: %w", err)
 		}
 	}
+	failpoint.Hit(failpoint.MonitorPlaced)
 	if _, err := l.gate.Write([]byte{1}); err != nil {
 		return Started{}, fmt.Errorf("start pipe: %s: %w", l.words(), err)
 	}

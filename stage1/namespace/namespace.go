@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
 
 // Kind is a kind of namespace, spelt as in /proc/PID/ns. It is the name of the pin too.
@@ -118,6 +119,11 @@ func build(s Spec, sysctls []sysctl) error {
 			return err
 		}
 	}
+	return pinAll(s)
+}
+
+// pinAll pins the namespaces of the thread, all or none.
+func pinAll(s Spec) error {
 	var undo []string
 	for _, k := range kinds {
 		if !s.wants(k.kind) {
@@ -177,9 +183,11 @@ func pin(k Kind, path string) error {
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("pin %s namespace: %w", k, err)
 	}
+	failpoint.Hit(failpoint.NamespacePinning)
 	if err := unix.Mount("/proc/thread-self/ns/"+string(k), path, "", unix.MS_BIND, ""); err != nil {
 		return errors.Join(fmt.Errorf("pin %s namespace on %s: %w", k, path, err), os.Remove(path))
 	}
+	failpoint.Hit(failpoint.NamespacePinned)
 	return nil
 }
 
@@ -242,7 +250,7 @@ func unpin(path string) error {
 		case try >= unpinTries:
 			return fmt.Errorf("remove %s: a mount hides it: %w: %w", path, errdefs.ErrBusy, err)
 		}
-		time.Sleep(unpinPause)
+		time.Sleep(unpinPause) //nolint:forbidigo // the kernel tells nobody when a mount ends elsewhere
 	}
 }
 

@@ -86,7 +86,10 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 	out, err := run(ctx, path, stdin, env)
 	// A plugin that is just being replaced is busy for an instant.
 	for try := 0; try < 10 && errors.Is(err, unix.ETXTBSY) && ctx.Err() == nil; try++ {
-		time.Sleep(100 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
 		out, err = run(ctx, path, stdin, env)
 	}
 	var said *types.Error

@@ -54,7 +54,12 @@ func Choose(ctx context.Context, configured string, h *cgroup.Hierarchy) (Runtim
 	refused := h.Mode() == cgroup.Hybrid && len(held) > 0
 	why := fmt.Sprintf(hybridReason, strings.Join(held, " "))
 	if configured != "" {
-		return chooseConfigured(ctx, configured, refused, why)
+		r, err := chooseConfigured(ctx, configured)
+		if err == nil && r.Name == crun && refused {
+			err = fmt.Errorf("the configured OCI runtime %q cannot work here: %s: install runc and configure that: %w",
+				configured, why, errdefs.ErrUnsupported)
+		}
+		return r, err
 	}
 	crunPath, crunErr := lookup(crun)
 	if crunErr == nil && !refused {
@@ -74,20 +79,12 @@ func Choose(ctx context.Context, configured string, h *cgroup.Hierarchy) (Runtim
 	}
 }
 
-func chooseConfigured(ctx context.Context, configured string, refused bool, why string) (Runtime, error) {
+func chooseConfigured(ctx context.Context, configured string) (Runtime, error) {
 	path, err := lookup(configured)
 	if err != nil {
 		return Runtime{}, fmt.Errorf("the configured OCI runtime %q: %w", configured, err)
 	}
-	r, err := probe(ctx, path, "it is configured")
-	if err != nil {
-		return Runtime{}, err
-	}
-	if r.Name == crun && refused {
-		return Runtime{}, fmt.Errorf("the configured OCI runtime %q cannot work here: %s: install runc and configure that: %w",
-			configured, why, errdefs.ErrUnsupported)
-	}
-	return r, nil
+	return probe(ctx, path, "it is configured")
 }
 
 // lookup finds a program as a shell does; a daemon's PATH often lacks sbin,

@@ -70,14 +70,10 @@ func (c *Client) Kill(ctx context.Context, id string, sig unix.Signal) error {
 	return err
 }
 
-// Delete removes the runtime's state and the container's cgroup, with force a
-// running container too. It is idempotent: what is not there is deleted.
-func (c *Client) Delete(ctx context.Context, id string, force bool) error {
-	args := []string{"delete", id}
-	if force {
-		args = []string{"delete", "--force", id}
-	}
-	_, err := c.run(ctx, nil, args...)
+// Delete removes the runtime's state and the container's cgroup, and kills a
+// container that runs. It is idempotent: what is not there is deleted.
+func (c *Client) Delete(ctx context.Context, id string) error {
+	_, err := c.run(ctx, nil, "delete", "--force", id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
 	}

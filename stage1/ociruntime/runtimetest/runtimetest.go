@@ -164,7 +164,7 @@ func (b *Bundle) Undo(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	if err := errors.Join(
-		b.Cgroups.Kill(ctx, b.Cgroup), b.Runtime.Delete(ctx, b.ID, true), b.Cgroups.Remove(ctx, b.parent),
+		b.Cgroups.Kill(ctx, b.Cgroup), b.Runtime.Delete(ctx, b.ID), b.Cgroups.Remove(ctx, b.parent),
 	); err != nil {
 		t.Error(err)
 	}
