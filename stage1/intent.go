@@ -145,6 +145,7 @@ func (r *Runner) undoContainer(ctx context.Context, c containerIntent) error {
 	failpoint.Hit(failpoint.ContainerKilled)
 	if _, serr := os.Stat(c.Root + "/" + c.ID); serr == nil {
 		err = errors.Join(err, c.client().Delete(ctx, c.ID))
+		failpoint.Hit(failpoint.RuntimeDeleted)
 	}
 	return errors.Join(err, r.cgroups.Remove(ctx, c.Cgroup))
 }

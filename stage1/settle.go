@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
@@ -139,7 +140,7 @@ func (r *Runner) adopt(ctx context.Context, d *pod.Dir, app string) (bool, error
 	if err != nil || !ok {
 		return false, err
 	}
-	state, err := c.client().State(ctx, c.ID)
+	state, err := r.stateOf(ctx, c)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
 	}
@@ -161,6 +162,25 @@ func (r *Runner) adopt(ctx context.Context, d *pod.Dir, app string) (bool, error
 		return false, nil
 	}
 	return true, d.WriteStarted(app, pod.Started{Init: init, Monitor: mon, StartedAt: time.Now(), Cgroup: c.Cgroup})
+}
+
+// stateOf asks the runtime for a container's state. The monitor of a start that
+// was cut short goes on by itself, and while the runtime still creates the
+// container it cannot answer: it is asked again for a while.
+func (r *Runner) stateOf(ctx context.Context, c containerIntent) (specs.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	defer cancel()
+	for {
+		state, err := c.client().State(ctx, c.ID)
+		if err == nil || errors.Is(err, errdefs.ErrNotFound) {
+			return state, err
+		}
+		select {
+		case <-ctx.Done():
+			return state, err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // containerOf finds the intent that made the app's container.

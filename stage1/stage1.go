@@ -75,6 +75,7 @@ const (
 	drainTimeout   = 5 * time.Second
 	networkTimeout = 30 * time.Second
 	startTimeout   = 90 * time.Second
+	createTimeout  = 5 * time.Second
 )
 
 // New returns a runner. A missing OCI runtime or network is no error here: Status

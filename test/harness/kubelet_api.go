@@ -143,6 +143,31 @@ func (k *Kubelet) Logs(ctx context.Context, c Container, query string) (string, 
 	return string(body), err
 }
 
+// Follow reads a container's log with kubectl's -f. When it returns the kubelet has
+// answered with the first of it; the whole text comes when the log ends.
+func (k *Kubelet) Follow(tb testing.TB, c Container) <-chan string {
+	tb.Helper()
+	url := "https://" + k.Addr + c.path("containerLogs") + "?follow=true"
+	req, err := http.NewRequestWithContext(context.WithoutCancel(tb.Context()), http.MethodGet, url, http.NoBody)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	resp, err := (&http.Client{Transport: insecureTransport}).Do(req)
+	if err != nil {
+		tb.Fatalf("follow log: %v", err)
+	}
+	text := make(chan string, 1)
+	go func() {
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			body = append(body, "\n"+err.Error()...)
+		}
+		text <- string(body)
+	}()
+	return text
+}
+
 // ExecResult is what a command wrote.
 type ExecResult struct{ Stdout, Stderr string }
 

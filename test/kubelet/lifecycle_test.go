@@ -30,8 +30,8 @@ while :; do usleep 100000; done`)
 	pod.Spec.TerminationGracePeriodSeconds = new(int64(60))
 	got := n.ready(t, pod)
 	id := strings.TrimPrefix(status(got, "main").ContainerID, "gantry://")
-	log := n.follow(t, harness.Container{Pod: "deleted", Name: "main"})
 	n.waitLog(t, harness.Container{Pod: "deleted", Name: "main"}, "", "first line")
+	log := n.kubelet.Follow(t, harness.Container{Pod: "deleted", Name: "main"})
 	exit := n.watchExit(t, id)
 	begin := time.Now()
 	n.kubelet.RemovePod(t, "deleted")
@@ -56,20 +56,6 @@ while :; do usleep 100000; done`)
 		}
 		return ""
 	})
-}
-
-// follow reads a log with -f from now on; the text comes when the log ends.
-func (n *node) follow(t *testing.T, c harness.Container) <-chan string {
-	t.Helper()
-	text := make(chan string, 1)
-	go func() {
-		log, err := n.kubelet.Logs(context.WithoutCancel(t.Context()), c, "follow=true")
-		if err != nil {
-			log += "\n" + err.Error()
-		}
-		text <- log
-	}()
-	return text
 }
 
 // watchExit waits for a container's exit code as CRI tells it, -1 if the

@@ -30,7 +30,7 @@ import (
 
 // patience is how long a pod may take to get anywhere while the others start
 // too, on a small machine that others use.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 // logLimit is the size at which the kubelet rotates a log.
 const logLimit = "256Ki"
