@@ -114,7 +114,8 @@ var (
 	otelCgroup = regexp.MustCompile(`^.*/(?:.*[-:])?([0-9a-f]+)(?:\.|\s*$)`)
 	// opentelemetry-collector, the file log receiver's usual regex of log files.
 	otelLog = regexp.MustCompile(`^.*\/(?P<namespace>[^_]+)_(?P<pod_name>[^_]+)_(?P<uid>[a-f0-9\-]+)\/(?P<container_name>[^\._]+)\/(?P<restart_count>\d+)\.log$`)
-	// datadog-agent pkg/util/cgroups/reader.go, ContainerRegexpStr.
+	// The container id pattern of datadog-agent's cgroup reader, with the
+	// alternatives for ECS and Cloud Foundry.
 	datadog = regexp.MustCompile(`([0-9a-f]{64})|([0-9a-f]{32}-\d+)|([0-9a-f]{8}(-[0-9a-f]{4}){4}$)`)
 )
 
