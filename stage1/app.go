@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage1/cgroup"
 	"github.com/gantry-cri/gantry/stage1/monitor"
 	"github.com/gantry-cri/gantry/translate"
 )
@@ -57,6 +58,14 @@ func (r *Runner) startApp(ctx context.Context, d *pod.Dir, p *plan, a *appPlan) 
 // launch creates a container below a monitor and starts its process.
 func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, spec *specs.Spec) (pod.Started, error) {
 	bundle := r.pods.AppRunPath(d.UUID(), a.name, "bundle")
+	if r.cfg.Driver == cgroup.Systemd {
+		// crun would put the container into a group below its scope, where neither
+		// statistics nor a command's leaf look for it (crun(1), systemd subgroup).
+		if spec.Annotations == nil {
+			spec.Annotations = map[string]string{}
+		}
+		spec.Annotations["run.oci.systemd.subgroup"] = ""
+	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
 		return pod.Started{}, fmt.Errorf("write OCI configuration: %w", err)
