@@ -6,10 +6,10 @@ VERSION := $(or $(patsubst v%,%,$(shell git describe --tags --exact-match 2>/dev
 PREFIX ?= /usr/local
 FUZZTIME ?= 10s
 
-.PHONY: help build demo test lint bench fuzz package install clean
+.PHONY: help build demo test test-node lint bench fuzz package install clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build bin/gantry
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gantry ./cmd/gantry
@@ -19,6 +19,9 @@ demo: build ## Show a pod from registry to clean-up, checked at every step (root
 
 test: build ## Run all tests: unit, golden, scripts, CRI, kubelet, Prometheus (root)
 	hack/test
+
+test-node: package ## Run the suites in a virtual node with systemd and cgroup v2, reboot it, cut its power (root)
+	VERSION=$(VERSION) hack/test-node
 
 lint: ## Run golangci-lint with the rules of the architecture
 	go tool -modfile=hack/tools/go.mod golangci-lint run ./...
