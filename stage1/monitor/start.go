@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -126,6 +127,9 @@ func Start(ctx context.Context, s Spec) (Started, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	// For launch: the signal that ends conmon with us comes when this thread ends.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	if err := s.prepare(); err != nil {
 		return Started{}, fmt.Errorf("start monitor of %s: %w", s.ID, err)
 	}
@@ -188,7 +192,10 @@ func (s Spec) launch() (*launched, error) {
 	l.cmd.Env = append(ociruntime.Environ(), "_OCI_SYNCPIPE=3", "_OCI_STARTPIPE=4", "TMPDIR="+s.tmpDir())
 	l.cmd.ExtraFiles = []*os.File{reportW, gateR}
 	l.cmd.Stderr = l.stderr
-	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// conmon takes the end of the start pipe for the word to go on. If we are killed
+	// before we gave it, conmon, in no cgroup yet, must not create a container that
+	// nobody finds. What it forks once it may go on does not inherit the signal.
+	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	l.cmd.WaitDelay = pipeDelay
 	err = errors.Join(l.cmd.Start(), reportW.Close(), gateR.Close())
 	if err != nil {

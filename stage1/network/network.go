@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 
 	"github.com/containernetworking/cni/libcni"
@@ -95,7 +96,12 @@ func (n *Network) Add(ctx context.Context, a Attachment) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("attach to network %q: %w", a.Network, err)
 	}
-	got, err := n.cni(a).AddNetworkList(ctx, list, a.runtimeConf(a.NetNS))
+	lock, err := a.lockAdd()
+	if err != nil {
+		return Result{}, fmt.Errorf("attach to network %q: lock: %w", a.Network, err)
+	}
+	defer unlockAdd(lock)
+	got, err := n.cni(a, lock).AddNetworkList(ctx, list, a.runtimeConf(a.NetNS))
 	if err != nil {
 		return Result{}, fmt.Errorf("attach to network %q: %w", a.Network, inner(err))
 	}
@@ -123,11 +129,14 @@ func (n *Network) Del(ctx context.Context, a Attachment) error {
 	if err != nil {
 		return fmt.Errorf("detach from network %q: %w", a.Network, err)
 	}
+	if err := a.awaitAdd(ctx); err != nil {
+		return fmt.Errorf("detach from network %q: %w", a.Network, err)
+	}
 	netns := liveNetNS(a.NetNS)
-	err = n.cni(a).DelNetworkList(ctx, list, a.runtimeConf(netns))
+	err = n.cni(a, nil).DelNetworkList(ctx, list, a.runtimeConf(netns))
 	if err != nil && netns != "" && liveNetNS(netns) == "" && ctx.Err() == nil {
 		// The namespace went away under the plugin; without one it has less to do.
-		err = n.cni(a).DelNetworkList(ctx, list, a.runtimeConf(""))
+		err = n.cni(a, nil).DelNetworkList(ctx, list, a.runtimeConf(""))
 	}
 	if err != nil {
 		return fmt.Errorf("detach from network %q: %w", a.Network, inner(err))
@@ -144,10 +153,10 @@ func liveNetNS(path string) string {
 }
 
 // cni looks for plugins first where they were when the attachment was planned, then where
-// they are today.
-func (n *Network) cni(a Attachment) *libcni.CNIConfig {
+// they are today. lock, if there is one, is handed to them.
+func (n *Network) cni(a Attachment, lock *os.File) *libcni.CNIConfig {
 	dirs := append([]string{}, a.BinDirs...)
-	return libcni.NewCNIConfigWithCacheDir(append(dirs, n.binDirs...), a.CacheDir, &runner{})
+	return libcni.NewCNIConfigWithCacheDir(append(dirs, n.binDirs...), a.CacheDir, &runner{lock: lock})
 }
 
 func acquire(ctx context.Context, slots chan struct{}) (release func(), err error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -45,7 +46,10 @@ func inner(err error) error {
 
 // runner runs plugins for libcni; its own would leave a hanging plugin's children
 // alive and say nothing of who hung.
-type runner struct{ version.PluginDecoder }
+type runner struct {
+	version.PluginDecoder
+	lock *os.File // inherited by the plugins; nil: none
+}
 
 // Bounds on what a plugin may say, and on how long its output is waited for once it was killed.
 const (
@@ -83,14 +87,14 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 			command = v
 		}
 	}
-	out, err := run(ctx, path, stdin, env)
+	out, err := r.run(ctx, path, stdin, env)
 	// A plugin that is just being replaced is busy for an instant.
 	for try := 0; try < 10 && errors.Is(err, unix.ETXTBSY) && ctx.Err() == nil; try++ {
 		select {
 		case <-ctx.Done():
 		case <-time.After(100 * time.Millisecond):
 		}
-		out, err = run(ctx, path, stdin, env)
+		out, err = r.run(ctx, path, stdin, env)
 	}
 	var said *types.Error
 	if command == "DEL" && errors.As(err, &said) && said.Code == types.ErrUnknownContainer {
@@ -103,12 +107,19 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 	return out, nil
 }
 
-func run(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+func (r *runner) run(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	// A plugin does not outlive us: nobody would undo what it goes on to do. The
+	// kernel sees to that when the thread ends that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	stdout, stderr := &capped{}, &capped{}
 	c := exec.CommandContext(ctx, path)
 	c.Env, c.Stdin, c.Stdout, c.Stderr = env, bytes.NewReader(stdin), stdout, stderr
 	// A group of its own, so that the plugins that it started die with it.
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if r.lock != nil {
+		c.ExtraFiles = []*os.File{r.lock}
+	}
 	c.Cancel = func() error { return unix.Kill(-c.Process.Pid, unix.SIGKILL) }
 	c.WaitDelay = killWait
 	err := c.Run()
