@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/moby/sys/signal"
@@ -220,11 +221,8 @@ func (r *Runner) Sweep(ctx context.Context) error {
 
 func (r *Runner) sweepPod(ctx context.Context, u manifest.UUID) (err error) {
 	p, err := r.pods.Load(u)
-	if errors.Is(err, errdefs.ErrNotFound) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return r.sweepUnreadable(ctx, u, err)
 	}
 	if !r.wantsSweep(p) {
 		return nil
@@ -243,6 +241,39 @@ func (r *Runner) sweepPod(ctx context.Context, u manifest.UUID) (err error) {
 			return r.settle(ctx, d)
 		}
 		return r.undo(ctx, d, nil)
+	case pod.InExitedGarbage, pod.InGarbage:
+		return r.delete(ctx, d)
+	}
+	return nil
+}
+
+// sweepUnreadable deletes what is left of a pod without a record that can be read:
+// a deletion that was cut short, or a pod of an earlier boot that a power cut tore.
+// A prepare that was cut short is stage0's.
+func (r *Runner) sweepUnreadable(ctx context.Context, u manifest.UUID, cause error) (err error) {
+	if errors.Is(cause, errdefs.ErrNotFound) {
+		cause = nil // gone, or never committed
+	}
+	d, err := r.pods.TryLock(u)
+	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	switch d.Place() {
+	case pod.InRun:
+		if d.Record().UUID != "" {
+			return nil // written meanwhile
+		}
+		if _, err := os.Stat(d.RunPath()); !errors.Is(err, os.ErrNotExist) {
+			return cause // of this boot: it may run
+		}
+		if err := d.MoveTo(pod.InGarbage); err != nil {
+			return err
+		}
+		return r.delete(ctx, d)
 	case pod.InExitedGarbage, pod.InGarbage:
 		return r.delete(ctx, d)
 	}

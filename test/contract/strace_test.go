@@ -1,0 +1,305 @@
+package contract
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/images"
+)
+
+// blows are the system calls that the second killer knows: it kills gantry as it
+// enters the n-th of one of them. It has never heard of our points.
+var blows = []string{"fsync", "renameat", "renameat2", "mount", "unlinkat", "symlinkat"}
+
+// mostBlows ends the count, which a command that never gets by would go on with.
+const mostBlows = 60
+
+// TestKilledBlindly kills each command at the n-th of each system call, for every n
+// until the command ends by itself. strace counts for each thread, so a few
+// moments are met twice and none is left out but those of the busiest thread.
+func TestKilledBlindly(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("runs containers: needs root")
+	}
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Skipf("needs strace (hack/deps): %v", err)
+	}
+	registry := harness.StartRegistry(t)
+	img, err := images.Pause(images.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry.Push(t, "contract/pause:1", img)
+	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}})
+	b := &blind{g: g, image: "docker://" + registry.Ref("contract/pause:1"), scope: harness.LeakScope{Dirs: []string{g.Base}, Bridge: g.Network.Bridge}}
+	b.warmUp(t)
+	before, err := harness.TakeSnapshot(b.scope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range b.cases() {
+		t.Run(c.name, func(t *testing.T) {
+			for _, call := range c.calls {
+				b.every(t, c, call)
+			}
+			b.empty(t)
+			if _, left := harness.Leaks(t, b.scope, before); len(left) > 0 {
+				t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+			}
+			if a := g.Network.Addresses(t); len(a) > 0 {
+				t.Errorf("addresses that nobody gave back: %v", a)
+			}
+		})
+	}
+	t.Logf("%d kills", b.kills)
+}
+
+// blind leads many small lives, each with one blow.
+type blind struct {
+	g     *harness.Gantry
+	image string
+	scope harness.LeakScope
+	kills int
+}
+
+// blow is a command that is killed, what comes before it and what must hold after.
+type blow struct {
+	name  string
+	calls []string
+	setUp func(t *testing.T) (args []string)
+	again func(t *testing.T, args []string)
+}
+
+func (b *blind) cases() []blow {
+	return []blow{
+		{"fetch", []string{"fsync", "renameat", "renameat2", "unlinkat"}, b.noImage, b.fetchAgain},
+		{"prepare", []string{"fsync", "renameat", "symlinkat"}, b.withImage, b.prepareAgain},
+		{"run-prepared", []string{"fsync", "renameat", "mount"}, b.prepared, b.runAgain},
+		{"rm of a running pod", []string{"fsync", "renameat"}, b.running, b.rmAgain},
+		{"rm of a prepared pod", []string{"unlinkat"}, b.removable, b.rmAgain},
+		{"gc", blows, b.garbage, b.gcAgain},
+	}
+}
+
+// every kills at the first, the second … call until the command gets by.
+func (b *blind) every(t *testing.T, c blow, call string) {
+	t.Helper()
+	for n := 1; n <= mostBlows; n++ {
+		args := c.setUp(t)
+		killed := b.strike(t, call, n, args)
+		c.again(t, args)
+		if t.Failed() {
+			t.Fatalf("after gantry %q was killed at %s number %d", args, call, n)
+		}
+		if !killed {
+			return
+		}
+		b.kills++
+	}
+	t.Fatalf("%s still meets %s after %d blows", c.name, call, mostBlows)
+}
+
+// strike runs a command below strace and says whether it was killed. Programs that
+// it starts are let go at their execve.
+func (b *blind) strike(t *testing.T, call string, n int, args []string) bool {
+	t.Helper()
+	cmd := b.g.Command(t, args[0], args[1:]...)
+	trace := []string{
+		"strace", "-f", "-qq", "-b", "execve", "-o", "/dev/null", "-e", "trace=" + call, "-e", "signal=none",
+		"-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", call, n),
+	}
+	path, err := exec.LookPath(trace[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Args, cmd.Path = append(trace, cmd.Args...), path
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	l := &life{}
+	if err := cmd.Run(); err != nil && !l.wasKilled(err) {
+		t.Fatalf("strace %q: %v\n%s", cmd.Args, err, stderr.Bytes())
+	}
+	return l.killed
+}
+
+func (b *blind) cli(t *testing.T, args ...string) string {
+	t.Helper()
+	return strings.TrimSpace(b.g.CLI(t, args[0], args[1:]...))
+}
+
+// warmUp leads a whole life, which makes what stays, such as the bridge.
+func (b *blind) warmUp(t *testing.T) {
+	t.Helper()
+	b.cli(t, b.running(t)...)
+	b.empty(t)
+}
+
+// empty removes all pods and images, and looks whether the data directory is so too.
+func (b *blind) empty(t *testing.T) {
+	t.Helper()
+	b.clearPods(t)
+	if _, err := (&life{t: t, g: b.g}).try("image", "rm", strings.TrimPrefix(b.image, "docker://")); err != nil && !strings.Contains(err.Error(), "not found") {
+		t.Error(err)
+	}
+	b.cli(t, "gc", "--grace-period=0s", "--expire-prepared=0s")
+	for _, dir := range []string{"trees", "tmp", "pods/by-id", "images", "refs"} {
+		if left := entries(t, filepath.Join(b.g.Dir, dir)); len(left) > 0 {
+			t.Errorf("%s holds %v", dir, left)
+		}
+	}
+}
+
+func (b *blind) clearPods(t *testing.T) {
+	t.Helper()
+	b.cli(t, "gc", "--grace-period=0s", "--expire-prepared=0s")
+	for _, u := range b.pods(t) {
+		b.cli(t, "rm", "--force", u)
+	}
+}
+
+// pods are the UUIDs of all pods that are listed, each of which must be whole.
+func (b *blind) pods(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	for line := range strings.Lines(b.cli(t, "list", "--full")) {
+		f := strings.Fields(line)
+		if len(f) == 0 || f[0] == "UUID" {
+			continue
+		}
+		b.cli(t, "cat-manifest", f[0])
+		all = append(all, f[0])
+	}
+	return all
+}
+
+func (b *blind) noImage(t *testing.T) []string {
+	t.Helper()
+	b.empty(t)
+	return []string{"fetch", "--quiet", b.image}
+}
+
+func (b *blind) fetchAgain(t *testing.T, args []string) {
+	t.Helper()
+	whole(t, b.g.Dir)
+	b.cli(t, args...)
+	whole(t, b.g.Dir)
+}
+
+func (b *blind) withImage(t *testing.T) []string {
+	t.Helper()
+	b.cli(t, "fetch", "--quiet", b.image)
+	return []string{"prepare", "--quiet", b.image}
+}
+
+func (b *blind) prepareAgain(t *testing.T, args []string) {
+	t.Helper()
+	b.pods(t)
+	b.cli(t, args...)
+	b.clearPods(t)
+}
+
+func (b *blind) prepared(t *testing.T) []string {
+	t.Helper()
+	return []string{"run-prepared", "--detach", b.cli(t, b.withImage(t)...)}
+}
+
+// runAgain finds the pod prepared or running, after one sweep at the latest.
+func (b *blind) runAgain(t *testing.T, args []string) {
+	t.Helper()
+	b.cli(t, "gc")
+	l := &life{t: t, g: b.g, uuid: args[len(args)-1]}
+	if l.state() == "prepared" {
+		b.cli(t, args...)
+	}
+	if state := l.state(); state != "running" {
+		t.Errorf("the pod is %s, not running", state)
+	}
+	b.clearPods(t)
+}
+
+func (b *blind) running(t *testing.T) []string {
+	t.Helper()
+	args := b.prepared(t)
+	b.cli(t, args...)
+	return []string{"rm", "--force", args[len(args)-1]}
+}
+
+func (b *blind) removable(t *testing.T) []string {
+	t.Helper()
+	return []string{"rm", b.cli(t, b.withImage(t)...)}
+}
+
+// rmAgain removes the pod, which may be gone already.
+func (b *blind) rmAgain(t *testing.T, args []string) {
+	t.Helper()
+	if _, err := (&life{t: t, g: b.g}).try(args...); err != nil && !strings.Contains(err.Error(), "not found") && !strings.Contains(err.Error(), "no matches found") {
+		t.Error(err)
+	}
+	b.clearPods(t)
+}
+
+// garbage is all that a gc has to do: a pod that was never run, and trees that
+// nobody uses then.
+func (b *blind) garbage(t *testing.T) []string {
+	t.Helper()
+	b.cli(t, b.withImage(t)...)
+	b.cli(t, "image", "rm", strings.TrimPrefix(b.image, "docker://"))
+	return []string{"gc", "--grace-period=0s", "--expire-prepared=0s"}
+}
+
+func (b *blind) gcAgain(t *testing.T, args []string) {
+	t.Helper()
+	b.cli(t, args...)
+	b.empty(t)
+}
+
+// whole compares what trees say of themselves with what they hold.
+func whole(t *testing.T, dir string) {
+	t.Helper()
+	for _, name := range entries(t, filepath.Join(dir, "trees")) {
+		tree := filepath.Join(dir, "trees", name)
+		raw, err := os.ReadFile(filepath.Join(tree, "meta.json"))
+		if err != nil {
+			t.Errorf("tree %s: %v", name, err)
+			continue
+		}
+		var meta struct {
+			Inodes int `json:"inodes"`
+		}
+		if err := json.Unmarshal(raw, &meta); err != nil {
+			t.Errorf("tree %s: %v", name, err)
+			continue
+		}
+		seen, err := inodes(filepath.Join(tree, "rootfs"))
+		if err != nil || seen != meta.Inodes {
+			t.Errorf("tree %s has %d inodes and says %d: %v", name, seen, meta.Inodes, err)
+		}
+	}
+}
+
+func inodes(dir string) (int, error) {
+	seen := map[uint64]bool{}
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			seen[st.Ino] = true
+		}
+		return nil
+	})
+	return len(seen), err
+}
