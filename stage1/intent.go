@@ -144,10 +144,19 @@ func (r *Runner) undoContainer(ctx context.Context, c containerIntent) error {
 	err = errors.Join(err, r.cgroups.Kill(ctx, c.Cgroup))
 	failpoint.Hit(failpoint.ContainerKilled)
 	if _, serr := os.Stat(c.Root + "/" + c.ID); serr == nil {
-		err = errors.Join(err, c.client().Delete(ctx, c.ID))
+		err = errors.Join(err, deleteState(ctx, c))
 		failpoint.Hit(failpoint.RuntimeDeleted)
 	}
 	return errors.Join(err, r.cgroups.Remove(ctx, c.Cgroup))
+}
+
+// deleteState has the runtime delete what it keeps of a container whose processes
+// are dead. A runtime that hangs is not waited for: we hold the pod's lock, and
+// somebody waits to stop the pod.
+func deleteState(ctx context.Context, c containerIntent) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	return c.client().Delete(ctx, c.ID)
 }
 
 // unmount is idempotent and covers bind mounts of files as well.

@@ -76,6 +76,7 @@ const (
 	networkTimeout = 30 * time.Second
 	startTimeout   = 90 * time.Second
 	createTimeout  = 5 * time.Second
+	deleteTimeout  = 3 * time.Second
 )
 
 // New returns a runner. A missing OCI runtime or network is no error here: Status

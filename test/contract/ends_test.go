@@ -1,0 +1,236 @@
+package contract
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/test/harness"
+)
+
+// TestMailbox delivers letters torn, twice and never; TestRows/draining has one
+// that comes late.
+func TestMailbox(t *testing.T) {
+	n := newNode(t)
+	b := n.sandbox(t, "mail")
+	for name, letter := range map[string]string{"torn": "1x", "empty": "", "long": strings.Repeat("9", 40)} {
+		t.Run(name, func(t *testing.T) {
+			id := b.start(t, name, forever)
+			p := b.processes(t, id)
+			n.Kill(t)
+			end(t, p.Monitor.PID, p.Init.PID)
+			n.write(t, id, letter)
+			n.Start(t)
+			n.exited(t, id, 255, "Unknown")
+		})
+	}
+	t.Run("twice", func(t *testing.T) {
+		id := b.start(t, "twice", "exit 5")
+		n.exited(t, id, 5, "Error")
+		n.write(t, id, "6")
+		n.Restart(t)
+		n.exited(t, id, 5, "Error")
+	})
+}
+
+// write puts a letter into a container's mailbox.
+func (n *node) write(t *testing.T, id, letter string) {
+	t.Helper()
+	apps, err := filepath.Glob(filepath.Join(n.RunDir, "pods", uuid(id), "apps", "*"))
+	if err != nil || len(apps) != 1 {
+		t.Fatalf("run directory of %s: %v, err %v", id, apps, err)
+	}
+	if err := os.WriteFile(filepath.Join(apps[0], "exit", id), []byte(letter), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReboot takes away what a boot takes: processes, mounts and the run
+// directory, whose marker then is of another boot.
+func TestReboot(t *testing.T) {
+	n := newNode(t)
+	b := n.sandbox(t, "reboot")
+	done := b.start(t, "done", "exit 0")
+	n.exited(t, done, 0, "Completed")
+	running := b.start(t, "running", forever)
+	created := b.create(t, "created", "exit 0")
+	cli := n.sleeper(t)
+	torn := b.create(t, "torn", "exit 0")
+	n.Kill(t)
+	n.tear(t, torn)
+	n.reboot(t, running)
+	n.Start(t)
+	if b.ready(t) {
+		t.Error("a sandbox of another boot is ready")
+	}
+	n.exited(t, done, 0, "Completed")
+	n.exited(t, running, 255, "Unknown")
+	if err := n.startID(t, created); err == nil {
+		t.Error("a container was started in a sandbox of another boot")
+	}
+	if a := n.Network.Addresses(t); len(a) > 0 {
+		t.Errorf("addresses that nobody gave back: %v", a)
+	}
+	if n.byID(t)[uuid(torn)] {
+		t.Error("a pod of another boot that cannot be read is still there")
+	}
+	n.CLI(t, "run-prepared", "--detach", cli)
+	n.CLI(t, "stop", "--force", cli)
+	n.CLI(t, "rm", cli)
+}
+
+// tear moves a pod to run and leaves half of its record, as a power cut may.
+func (n *node) tear(t *testing.T, id string) {
+	t.Helper()
+	u := uuid(id)
+	pods := filepath.Join(n.Dir, "pods")
+	if err := os.Rename(filepath.Join(pods, "prepared", u), filepath.Join(pods, "run", u)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(pods, "by-id", u, "pod.json"), []byte(`{"schema":1,"uu`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// reboot ends the processes of containers and empties the run directory.
+func (n *node) reboot(t *testing.T, containers ...string) {
+	t.Helper()
+	for _, id := range containers {
+		p := n.processes(t, id)
+		end(t, p.Monitor.PID, p.Init.PID)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if point := strings.Fields(line)[1]; strings.HasPrefix(point, n.RunDir+"/") {
+			if err := syscall.Unmount(point, syscall.MNT_DETACH); err != nil {
+				t.Errorf("unmount %s: %v", point, err)
+			}
+		}
+	}
+	if err := os.WriteFile(filepath.Join(n.RunDir, "pods", "boot"), []byte("another boot"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestGrandchild ends a container whose child holds its output open in a PID
+// namespace that goes on: the exit code is not lost.
+func TestGrandchild(t *testing.T) {
+	n := newNode(t)
+	b := n.sandboxOf(t, sandboxConfig(t, "grandchild", runtimeapi.NamespaceMode_POD))
+	id := b.start(t, "parent", "sleep 1000 & exit 7")
+	n.exited(t, id, 7, "Error")
+}
+
+// TestHangs stops pods while what the stop would need hangs.
+func TestHangs(t *testing.T) {
+	t.Run("monitor", func(t *testing.T) {
+		n := newNode(t)
+		id := n.sandbox(t, "monitor").start(t, "c", forever)
+		send(t, n.processes(t, id).Monitor.PID, syscall.SIGSTOP)
+		within(t, 20*time.Second, func() { n.stopID(t, id, 1) })
+		n.exited(t, id, 255, "Unknown")
+	})
+	t.Run("init", func(t *testing.T) {
+		n := newNode(t)
+		id := n.sandbox(t, "init").start(t, "c", forever)
+		send(t, n.processes(t, id).Init.PID, syscall.SIGSTOP)
+		within(t, 10*time.Second, func() { n.stopID(t, id, 1) })
+		n.exited(t, id, 137, "Error")
+	})
+	t.Run("runtime", hungRuntime)
+	t.Run("plugin", hungPlugin)
+}
+
+// ociRuntime is one that works on every node: crun refuses some cgroup hierarchies.
+func ociRuntime(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("runc")
+	if err != nil {
+		t.Skipf("needs runc (hack/deps): %v", err)
+	}
+	return path
+}
+
+func hungRuntime(t *testing.T) {
+	hang := newHang(t, ociRuntime(t), `case " $* " in *" delete "*|*" state "*|*" kill "*) true;; *) false;; esac`)
+	n := newNode(t, config(t, "runtime: "+hang.program)...)
+	b := n.sandbox(t, "runtime")
+	id := b.start(t, "c", forever)
+	hang.set(t, true)
+	within(t, 30*time.Second, func() { n.stopID(t, id, 1) })
+	n.exited(t, id, 137, "Error")
+	hang.set(t, false)
+	b.stop(t)
+}
+
+func hungPlugin(t *testing.T) {
+	hang := newHang(t, filepath.Join(harness.CNIBinDir, "portmap"), `[ "$CNI_COMMAND" = DEL ]`)
+	n := newNode(t, "--cni-bin-dir", filepath.Dir(hang.program))
+	conf := filepath.Join(n.Network.ConfDir, "10-gantry.conflist")
+	raw, err := os.ReadFile(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(raw), `"portmap"`, `"hang"`, 1)
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b := n.sandbox(t, "plugin")
+	id := b.start(t, "c", forever)
+	hang.set(t, true)
+	within(t, 60*time.Second, func() { b.stop(t) })
+	n.exited(t, id, 137, "Error")
+	if b.ready(t) {
+		t.Error("a stopped sandbox is ready")
+	}
+	hang.set(t, false)
+	n.CLI(t, "gc")
+	if a := n.Network.Addresses(t); len(a) > 0 {
+		t.Errorf("the sweep gave no address back: %v", a)
+	}
+}
+
+func within(t *testing.T, most time.Duration, do func()) {
+	t.Helper()
+	start := time.Now()
+	do()
+	if took := time.Since(start); took > most {
+		t.Errorf("took %v, more than %v", took, most)
+	}
+}
+
+// hang is a program before another that hangs, with some arguments, while it is set.
+type hang struct{ program, flag string }
+
+func newHang(t *testing.T, real, condition string) *hang {
+	t.Helper()
+	dir := harness.Dir(t)
+	h := &hang{program: filepath.Join(dir, "hang"), flag: filepath.Join(dir, "set")}
+	script := "#!/bin/sh\nif [ -e " + h.flag + " ] && { " + condition + "; }; then exec sleep 1000; fi\nexec " + real + " \"$@\"\n"
+	if err := os.WriteFile(h.program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func (h *hang) set(t *testing.T, on bool) {
+	t.Helper()
+	var err error
+	if on {
+		err = os.WriteFile(h.flag, nil, 0o644)
+	} else {
+		err = os.Remove(h.flag)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
