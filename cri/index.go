@@ -347,6 +347,7 @@ func (x *index) read(p *pod.Pod) (*entry, error) {
 		return nil, fmt.Errorf("pod %s is in %q: %w", u, p.Place, errdefs.ErrNotFound)
 	}
 	if e.record.Owner == pod.OwnerCRI {
+		e.wasReady = p.WasReady
 		x.readRun(e, old)
 	}
 	return e, nil
@@ -385,11 +386,8 @@ func (x *index) readRun(e, old *entry) {
 		e.network, e.user, e.resources = old.network, old.user, old.resources
 	}
 	if e.record.Kind == pod.KindSandbox {
-		e.wasReady = e.phase == pod.Up || old != nil && old.wasReady
-		if e.phase != pod.Up && !e.wasReady {
-			_, err := x.inspector.Network(u)
-			e.cutShort = e.phase == pod.Created || errors.Is(err, errdefs.ErrNotFound)
-		}
+		e.wasReady = e.wasReady || old != nil && old.wasReady
+		e.cutShort = !e.wasReady
 		if e.phase == pod.Up && len(e.network.IPs) == 0 && !hostNetwork(e.sandbox) {
 			n, err := x.inspector.Network(u)
 			if err != nil {

@@ -62,7 +62,6 @@ type rig struct {
 	unknown  []string
 	usage    uint64
 	// noNetwork: no sandbox has come as far as a network.
-	noNetwork bool
 }
 
 func newRig(t *testing.T) *rig {
@@ -203,9 +202,6 @@ func (r *rig) UpdateResources(context.Context, manifest.UUID, string, *runtimeap
 }
 
 func (r *rig) Network(manifest.UUID) (network.Result, error) {
-	if r.noNetwork {
-		return network.Result{}, errdefs.ErrNotFound
-	}
 	return network.Result{IPs: []netip.Addr{netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3")}, Raw: []byte(`{"cniVersion":"1.0.0"}`)}, nil
 }
 
@@ -621,13 +617,12 @@ func TestRestartFindsEverything(t *testing.T) {
 
 func TestSandboxThatWasCutShortIsReplaced(t *testing.T) {
 	r := newRig(t)
-	r.noNetwork = true
 	for _, place := range []pod.Place{pod.InPrepared, pod.InRun} {
 		t.Run("killed in "+string(place), func(t *testing.T) {
 			box := r.sandbox("a")
 			u, _ := manifest.ID(box).UUID()
 			if err := r.change(t.Context(), u, func(d *pod.Dir) error {
-				return errors.Join(r.pods.ClearReady(u), d.MoveTo(place))
+				return errors.Join(os.Remove(d.RunPath("ready")), d.MoveTo(place))
 			}); err != nil {
 				t.Fatal(err)
 			}

@@ -54,9 +54,16 @@ func (d *Dir) WriteStarted(app string, s Started) error {
 // SetReady says that the sandbox is up: written last, removed first.
 func (d *Dir) SetReady() error { return writeFile(d.RunPath(readyFile), nil, volatile) }
 
-// ClearReady says that the sandbox is not up any more. It needs no lock: removing
-// is all that may happen to the file besides.
-func (p *Pods) ClearReady(u manifest.UUID) error { return removeFile(p.RunPath(u, readyFile)) }
+// ClearReady says that the sandbox is not up any more, and that it was: one whose
+// maker was killed before it was ready can be told from one that was stopped. It
+// needs no lock: this is all that may happen to the file.
+func (p *Pods) ClearReady(u manifest.UUID) error {
+	err := os.Rename(p.RunPath(u, readyFile), p.RunPath(u, wasReadyFile))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("clear ready: %w", err)
+	}
+	return nil
+}
 
 // WriteResources keeps the resources that were set after the start, in the words
 // of whoever sets and reads them.

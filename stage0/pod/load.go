@@ -28,6 +28,8 @@ type Pod struct {
 	Started map[string]Started
 	// Ready says that a sandbox, or the sandbox part of a pod, is up in this boot.
 	Ready bool
+	// WasReady says that it is, or was in this boot.
+	WasReady bool
 
 	// inBoot says that the pod's start was in this boot: its run directory is there.
 	inBoot bool
@@ -77,6 +79,8 @@ func (p *Pod) Refresh() error {
 		_, err := os.Stat(p.pods.RunPath(u, readyFile))
 		ready = err == nil
 	}
+	_, err = os.Stat(p.pods.RunPath(u, wasReadyFile))
+	p.WasReady = ready || err == nil
 	_, err = os.Stat(p.pods.RunPath(u))
 	p.Place, p.Exits, p.Started, p.Ready, p.inBoot = place, exits, started, ready, err == nil
 	return nil

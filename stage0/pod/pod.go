@@ -30,6 +30,7 @@ const (
 	intentsFile   = "intents.json"
 	resourcesFile = "resources.json"
 	readyFile     = "ready"
+	wasReadyFile  = "was-ready"
 	startedFile   = "started.json"
 	bootFile      = "boot"
 )

@@ -48,6 +48,25 @@ func newNode(t *testing.T, args ...string) *node {
 	return n
 }
 
+// Start starts the daemon again and waits until the open connection has found it.
+func (n *node) Start(tb testing.TB) {
+	tb.Helper()
+	n.Gantry.Start(tb)
+	harness.Eventually(tb, patience, func() string {
+		if _, err := n.Version(tb.Context(), &runtimeapi.VersionRequest{}); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+// Restart kills the daemon and starts it again.
+func (n *node) Restart(tb testing.TB) {
+	tb.Helper()
+	n.Kill(tb)
+	n.Start(tb)
+}
+
 // config writes a line of configuration and returns the arguments that name it.
 func config(t *testing.T, line string) []string {
 	t.Helper()

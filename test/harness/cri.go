@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -43,11 +44,17 @@ type Raw struct {
 	runtimeapi.ImageServiceClient
 }
 
+// reconnect looks for a daemon that comes back as often as a test does.
+var reconnect = grpc.WithConnectParams(grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1, MaxDelay: 20 * time.Millisecond},
+	MinConnectTimeout: time.Second,
+})
+
 // RawClient opens bare clients of the socket at endpoint. It does not wait for
 // anyone to listen there.
 func RawClient(tb testing.TB, endpoint string) Raw {
 	tb.Helper()
-	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"), reconnect)
 	if err != nil {
 		tb.Fatalf("open %s: %v", endpoint, err)
 	}

@@ -125,6 +125,9 @@ func StartGantry(tb testing.TB, o GantryOptions) *Gantry {
 
 func (g *Gantry) confDir() string { return filepath.Join(g.Base, "net.d") }
 
+// Environ replaces GantryOptions.Env from the next start on.
+func (g *Gantry) Environ(env ...string) { g.options.Env = env }
+
 // Start starts the daemon, for the first time or again, and waits until it
 // answers.
 func (g *Gantry) Start(tb testing.TB) {

@@ -1,0 +1,294 @@
+package contract
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/images"
+)
+
+// caller asks the daemon as a kubelet does: a call whose answer never came, because
+// the daemon died, is made again once it is back.
+type caller struct {
+	*node
+	t     *testing.T
+	image string // comes and goes; the bystander has another
+	box   *box   // stays, with the bystander in it
+	dead  bool   // the killer has struck
+	kills int
+	tries uint32 // of starts
+}
+
+// TestDaemonKilledAtEveryPoint kills the daemon at each point that its calls pass,
+// and starts it again. A container that runs all the time is not touched.
+func TestDaemonKilledAtEveryPoint(t *testing.T) {
+	n := newNode(t)
+	r := harness.StartRegistry(t)
+	img, err := images.Pause(images.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Push(t, "pause:1", img)
+	harness.WriteHosts(t, n.RegistryDir, r.Addr)
+	b := n.sandbox(t, "stays")
+	bystander := b.start(t, "bystander", forever)
+	was := n.processes(t, bystander)
+	c := &caller{node: n, t: t, image: r.Ref("pause:1"), box: b}
+	scope := harness.LeakScope{Dirs: []string{n.Base}, Bridge: n.Network.Bridge}
+
+	done := map[string]bool{}
+	for _, life := range []struct {
+		name string
+		live func(*caller)
+	}{{"image", (*caller).imageLife}, {"sandbox", (*caller).sandboxLife}, {"container", (*caller).containerLife}} {
+		hits := filepath.Join(t.TempDir(), "hits")
+		c.restart("GANTRY_FAILPOINT_HITS=" + hits)
+		life.live(c)
+		c.restart()
+		before, files := c.snapshot(scope), c.files()
+		for _, p := range passed(t, hits) {
+			if done[p] {
+				continue
+			}
+			done[p] = true
+			t.Run(life.name+"/"+p, func(t *testing.T) {
+				c.t = t
+				c.killedAt(p, life.live)
+				harness.Eventually(t, patience, func() string { return strings.Join(c.left(scope, before), "\n") })
+				if now := c.files(); !slices.Equal(now, files) {
+					t.Errorf("the data directory holds %v, and held %v", now, files)
+				}
+			})
+			c.t = t
+		}
+	}
+	n.wantState(t, bystander, "RUNNING")
+	if is := n.processes(t, bystander); is != was {
+		t.Errorf("the bystander was %v and is %v", was, is)
+	}
+	unbroken(t, filepath.Join(b.config.LogDirectory, "bystander.log"))
+	t.Logf("%d kills at %d points", c.kills, len(done))
+}
+
+func passed(t *testing.T, hits string) []string {
+	t.Helper()
+	raw, err := os.ReadFile(hits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	points := strings.Fields(string(raw))
+	slices.Sort(points)
+	return slices.Compact(points)
+}
+
+// killedAt leads a life in which the daemon dies at a point, and then looks that
+// nothing of it is listed.
+func (c *caller) killedAt(point string, live func(*caller)) {
+	c.t.Helper()
+	c.dead = false
+	c.restart("GANTRY_FAILPOINT=" + point)
+	live(c)
+	if c.dead {
+		c.kills++
+	} else {
+		c.restart() // some points, such as a sweep's, are not passed every time
+	}
+	if all := c.listAll(); len(all) != 2 {
+		c.t.Errorf("besides the bystander and its sandbox are listed: %v", all)
+	}
+}
+
+func (c *caller) restart(env ...string) {
+	c.t.Helper()
+	c.Environ(env...)
+	c.Restart(c.t)
+}
+
+func (c *caller) snapshot(scope harness.LeakScope) harness.Snapshot {
+	c.t.Helper()
+	s, err := harness.TakeSnapshot(scope)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return s
+}
+
+// left is what is there and was not before. The daemon itself is another one after
+// each kill, and the bystander sleeps ten times a second.
+func (c *caller) left(scope harness.LeakScope, before harness.Snapshot) []string {
+	c.t.Helper()
+	return slices.DeleteFunc(c.snapshot(scope).Since(before), func(s string) bool {
+		return strings.HasPrefix(s, "process "+strconv.Itoa(c.PID())+":") || strings.Contains(s, ": sleep 0.1")
+	})
+}
+
+// files are what the data directory and host-local hold.
+func (c *caller) files() []string {
+	c.t.Helper()
+	all := c.Network.Addresses(c.t)
+	for _, dir := range []string{"trees", "tmp", "images", "refs", "pods/by-id", "pods/prepare", "pods/prepared", "pods/garbage", "pods/exited-garbage"} {
+		for _, name := range entries(c.t, filepath.Join(c.Dir, dir)) {
+			all = append(all, dir+"/"+name)
+		}
+	}
+	return all
+}
+
+func (c *caller) listAll() []string {
+	c.t.Helper()
+	var all []string
+	boxes, err := c.ListPodSandbox(call(c.t), &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, b := range boxes.Items {
+		all = append(all, b.Id)
+	}
+	list, err := c.ListContainers(call(c.t), &runtimeapi.ListContainersRequest{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, k := range list.Containers {
+		all = append(all, k.Id)
+	}
+	return all
+}
+
+// ask makes a call, again if the daemon dies of it, and fails the test unless the
+// call succeeds then.
+func (c *caller) ask(what string, do func() error) {
+	c.t.Helper()
+	err := do()
+	if status.Code(err) == codes.Unavailable {
+		c.revive()
+		err = do()
+	}
+	if err != nil {
+		c.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// revive starts the daemon that has died.
+func (c *caller) revive() {
+	c.t.Helper()
+	select {
+	case <-c.Exited():
+	case <-time.After(patience):
+		c.t.Fatal("the daemon does not answer and lives")
+	}
+	c.dead = true
+	c.Environ()
+	c.Start(c.t)
+}
+
+func (c *caller) pullIt() {
+	c.t.Helper()
+	c.ask("pull", func() error {
+		_, err := c.PullImage(call(c.t), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: c.image}})
+		return err
+	})
+	whole(c.t, c.Dir)
+}
+
+func (c *caller) imageLife() {
+	c.t.Helper()
+	c.pullIt()
+	c.ask("remove image", func() error {
+		_, err := c.RemoveImage(call(c.t), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: c.image}})
+		return err
+	})
+	c.CLI(c.t, "gc")
+}
+
+func (c *caller) sandboxLife() {
+	c.t.Helper()
+	config := sandboxConfig(c.t, "comes-and-goes", runtimeapi.NamespaceMode_POD)
+	var id string
+	c.ask("run sandbox", func() error {
+		resp, err := c.RunPodSandbox(call(c.t), &runtimeapi.RunPodSandboxRequest{Config: config})
+		id = resp.GetPodSandboxId()
+		return err
+	})
+	if b := (&box{c.node, id, config}); !b.ready(c.t) {
+		c.t.Error("the sandbox is not ready")
+	}
+	c.ask("stop sandbox", func() error {
+		_, err := c.StopPodSandbox(call(c.t), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
+		return err
+	})
+	c.ask("remove sandbox", func() error {
+		_, err := c.RemovePodSandbox(call(c.t), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+		return err
+	})
+}
+
+func (c *caller) containerLife() {
+	c.t.Helper()
+	id := c.createIt()
+	err := c.startID(c.t, id)
+	if status.Code(err) == codes.Unavailable {
+		c.revive()
+		id = c.startAgain(id)
+	} else if err != nil {
+		c.t.Fatalf("start container: %v", err)
+	}
+	if got := word(c.status(c.t, id).State); got != "RUNNING" {
+		c.t.Errorf("the container is %s", got)
+	}
+	c.ask("stop container", func() error {
+		_, err := c.StopContainer(call(c.t), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1})
+		return err
+	})
+	c.removeIt(id)
+}
+
+// startAgain does what a kubelet does with a container whose start was cut short:
+// one that runs is left alone, one that ended is replaced.
+func (c *caller) startAgain(id string) string {
+	c.t.Helper()
+	switch st := c.status(c.t, id); word(st.State) {
+	case "RUNNING":
+		return id
+	case "EXITED":
+		if st.ExitCode != 128 || st.Reason != "StartError" {
+			c.t.Errorf("a start that was cut short ended with %d %s %s", st.ExitCode, st.Reason, st.Message)
+		}
+		c.removeIt(id)
+		id = c.createIt()
+	}
+	if err := c.startID(c.t, id); err != nil {
+		c.t.Fatalf("start container after a start that was cut short: %v", err)
+	}
+	return id
+}
+
+func (c *caller) createIt() (id string) {
+	c.t.Helper()
+	c.tries++
+	config := c.box.containerConfig("comes-and-goes", "trap 'exit 0' TERM; while :; do sleep 0.1; done")
+	config.Metadata.Attempt = c.tries
+	c.ask("create container", func() error {
+		resp, err := c.CreateContainer(call(c.t), &runtimeapi.CreateContainerRequest{PodSandboxId: c.box.id, Config: config, SandboxConfig: c.box.config})
+		id = resp.GetContainerId()
+		return err
+	})
+	return id
+}
+
+func (c *caller) removeIt(id string) {
+	c.t.Helper()
+	c.ask("remove container", func() error {
+		_, err := c.RemoveContainer(call(c.t), &runtimeapi.RemoveContainerRequest{ContainerId: id})
+		return err
+	})
+}
