@@ -228,6 +228,28 @@ func (h *Hierarchy) Exists(path string) bool {
 	})
 }
 
+// Children are the names of the groups right below the group, in any hierarchy,
+// sorted; none below one that does not exist.
+func (h *Hierarchy) Children(path string) ([]string, error) {
+	if err := check(path); err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, dir := range h.dirs(path) {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !absent(err) {
+			return nil, fmt.Errorf("list cgroup %s: %w", path, err)
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
 // Populated says whether a living process is in the group or below it, in any
 // hierarchy. A group that does not exist is not populated.
 func (h *Hierarchy) Populated(path string) (bool, error) {
