@@ -36,14 +36,14 @@ func TestKilledAtEveryPoint(t *testing.T) {
 		t.Skip("runs containers: needs root")
 	}
 	registry := harness.StartRegistry(t)
-	web, err := images.Web(t.Context(), images.DefaultCache(), images.Options{})
+	web, err := images.Stack(images.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	registry.Push(t, "contract/web:1", web)
+	registry.Push(t, "contract/stack:1", web)
 	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}})
 	hits := filepath.Join(t.TempDir(), "hits")
-	image := "docker://" + registry.Ref("contract/web:1")
+	image := "docker://" + registry.Ref("contract/stack:1")
 	scope := harness.LeakScope{Dirs: []string{g.Base}, Bridge: g.Network.Bridge}
 
 	// The first life makes what stays, such as the bridge, and names the points.

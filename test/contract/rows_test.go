@@ -248,8 +248,28 @@ func rowLost(t *testing.T, b *box) {
 	}
 }
 
+// preparedSandbox has the daemon die before it runs what it prepared.
+func preparedSandbox(t *testing.T, n *box, config *runtimeapi.PodSandboxConfig) {
+	t.Helper()
+	before := n.byID(t)
+	n.Environ("GANTRY_FAILPOINT=pod-prepared")
+	n.Restart(t)
+	if _, err := n.RunPodSandbox(call(t), &runtimeapi.RunPodSandboxRequest{Config: config}); err == nil {
+		t.Fatal("the daemon passed pod-prepared")
+	}
+	<-n.Exited()
+	n.Environ()
+	n.Start(t)
+	u := n.added(t, before)
+	if p := n.place(t, u); p != "prepared" || !n.listed(t, u) {
+		t.Errorf("a prepared sandbox is in %q, or not listed", p)
+	}
+}
+
 func rowSandbox(t *testing.T, n *box) {
-	b := n.sandboxOf(t, sandboxConfig(t, "ready", runtimeapi.NamespaceMode_POD))
+	config := sandboxConfig(t, "ready", runtimeapi.NamespaceMode_POD)
+	preparedSandbox(t, n, config)
+	b := n.sandboxOf(t, config)
 	if !b.ready(t) {
 		t.Error("a sandbox that runs is not ready")
 	}
