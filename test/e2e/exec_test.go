@@ -165,7 +165,9 @@ func testAttachTTY(t *testing.T, b *box) {
 }
 
 func testPortForward(t *testing.T, b *box) {
-	b.start(t, "served", "exec httpd -f -p 127.0.0.1:7070 -h /var/www")
+	served := b.start(t, "served", "exec httpd -f -p 127.0.0.1:7070 -h /var/www")
+	// The client closes a tunnel for good when a port refuses.
+	b.exec(t, served, "until wget -q -O - http://127.0.0.1:7070/; do usleep 50000; done")
 	r := must(b.PortForward(callContext(t, callTimeout), &runtimeapi.PortForwardRequest{PodSandboxId: b.id}))(t)
 	target := must(url.Parse(r.Url))(t)
 	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: target.Host})

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,19 +86,12 @@ func httpGet(t *testing.T, addr string) string {
 // also after a port that nobody listens on was asked for.
 func testPortForward(t *testing.T, n *node) {
 	n.ready(t, newPod("forward", n.shell("server", "exec httpd -f -p 127.0.0.1:8080 -h /var/www")))
+	// kubectl's side closes a tunnel for good when a port refuses.
+	n.exec(t, "forward", "server", "until wget -q -O - http://127.0.0.1:8080/; do usleep 100000; done")
 	addr := n.kubelet.PortForward(t, "forward", 8080)
-	harness.Eventually(t, patience, func() string {
-		resp, err := http.Get("http://" + addr + "/index.html")
-		if err != nil {
-			return err.Error()
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil || string(body) != "gantry busybox\n" {
-			return fmt.Sprintf("got %q, %v", body, err)
-		}
-		return ""
-	})
+	if body := httpGet(t, addr); body != "gantry busybox\n" {
+		t.Errorf("through the tunnel: %q", body)
+	}
 	refused, err := net.Dial("tcp", n.kubelet.PortForward(t, "forward", 8081))
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +203,8 @@ func testStatistics(t *testing.T, n *node) {
 }
 
 // testRotation writes more than the kubelet keeps in one file, and counts the
-// lines in all of them.
+// lines in all of them. The kubelet itself shows the newest file alone, which may
+// be empty.
 func testRotation(t *testing.T, n *node) {
 	dir, volume := hostDir(t)
 	script := `i=0; pad=$(printf %0100d 0)
@@ -229,8 +224,16 @@ done; echo "end $i"; exit 0`
 		t.Fatal(err)
 	}
 	n.waitExit(t, "rotate", "main", 0)
-	harness.Eventually(t, patience, func() string { return checkCount(logs, "line") })
-	n.waitLog(t, harness.Container{Pod: "rotate", Name: "main"}, "tailLines=1", fmt.Sprintf("end %d", countLines(t, logs, "line")))
+	harness.Eventually(t, patience, func() string {
+		if bad := checkCount(logs, "line"); bad != "" {
+			return bad
+		}
+		end, err := numbered(logs, "end")
+		if want := []int{countLines(t, logs, "line")}; err != nil || !slices.Equal(end, want) {
+			return fmt.Sprintf("ends with %d, %v; want %d", end, err, want)
+		}
+		return ""
+	})
 }
 
 // waitExit waits until a container has ended with a code.
