@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/harness/kube"
 )
 
 // chosen is what the verbose status says of the OCI runtime.
@@ -26,7 +27,7 @@ func (n *node) chosen(t *testing.T) string {
 func TestKubeletsClient(t *testing.T) {
 	n := startNode(t, harness.GantryOptions{})
 	ctx := callContext(t, callTimeout)
-	runtime, images := n.Runtime(t), n.Images(t)
+	runtime, images := kube.RuntimeService(t, n.Endpoint), kube.ImageService(t, n.Endpoint)
 	v := must(runtime.Version(ctx, "0.1.0"))(t)
 	if v.RuntimeName != "gantry" || v.RuntimeApiVersion != "v1" || v.Version == "" || v.RuntimeVersion == "" {
 		t.Errorf("version: %v", v)

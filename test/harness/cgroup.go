@@ -68,6 +68,21 @@ func cgroups() (set, error) {
 	return all, nil
 }
 
+// CgroupsBelow lists the directories, in every hierarchy, below a cgroup ("/NAME").
+func CgroupsBelow(cgroup string) ([]string, error) {
+	all, err := cgroups()
+	if err != nil {
+		return nil, err
+	}
+	var below []string
+	for dir := range all {
+		if strings.Contains(dir, cgroup+"/") {
+			below = append(below, dir)
+		}
+	}
+	return below, nil
+}
+
 // cgroupProcs lists the processes in a cgroup directory and below.
 func cgroupProcs(dir string) []int {
 	var pids []int
@@ -89,9 +104,9 @@ func cgroupProcs(dir string) []int {
 	return pids
 }
 
-// cgroupDriver is who makes the cgroups of pods: cgroupfs, or what
+// CgroupDriver is who makes the cgroups of pods: cgroupfs, or what
 // $GANTRY_CGROUP_DRIVER says (systemd, on a node that runs it).
-func cgroupDriver() string { return cmp.Or(os.Getenv("GANTRY_CGROUP_DRIVER"), "cgroupfs") }
+func CgroupDriver() string { return cmp.Or(os.Getenv("GANTRY_CGROUP_DRIVER"), "cgroupfs") }
 
 // MakeCgroup makes a cgroup at the top of every hierarchy, fit for processes
 // and for children, a parent for pods. It returns its path, "/NAME", or
@@ -99,7 +114,7 @@ func cgroupDriver() string { return cmp.Or(os.Getenv("GANTRY_CGROUP_DRIVER"), "c
 // still are children, so call it before the runtime is started.
 func MakeCgroup(tb testing.TB) string {
 	tb.Helper()
-	if cgroupDriver() == "systemd" {
+	if CgroupDriver() == "systemd" {
 		return makeSlice(tb)
 	}
 	hs, err := hierarchies()
@@ -146,7 +161,7 @@ func makeSlice(tb testing.TB) string {
 
 // ContainerCgroup is how the last element of a container's cgroup is called.
 func ContainerCgroup(id string) string {
-	if cgroupDriver() == "systemd" {
+	if CgroupDriver() == "systemd" {
 		return "gantry-" + id + ".scope"
 	}
 	return id
@@ -182,7 +197,21 @@ func copyCpuset(tb testing.TB, parent, dir string) {
 	}
 }
 
-// removeCgroup removes a cgroup and those below it, the lowest first, and gives
+// RemoveCgroup removes a cgroup ("/NAME/CHILD") and those below it from every
+// hierarchy.
+func RemoveCgroup(cgroup string) error {
+	hs, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, h := range hs {
+		errs = append(errs, removeCgroup(filepath.Join(h.mount, cgroup)))
+	}
+	return errors.Join(errs...)
+}
+
+// removeCgroup removes a cgroup directory and those below it, the lowest first, and gives
 // the kernel 2 s to forget processes that have just ended.
 func removeCgroup(dir string) error {
 	var dirs []string

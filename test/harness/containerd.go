@@ -64,14 +64,14 @@ func StartContainerd(tb testing.TB, registry *Registry, root string) *Containerd
 		tb.Fatalf("write configuration of containerd: %v", err)
 	}
 	client := RawClient(tb, c.Endpoint)
-	c.Process = startProcess(tb, dir, "containerd", []string{"containerd", "--config", config})
+	c.Process = StartProcess(tb, dir, "containerd", []string{"containerd", "--config", config})
 	tb.Cleanup(func() {
 		if c.Running() {
 			RemovePods(tb, client)
 		}
-		c.finish(tb)
+		c.Finish(tb)
 	})
-	c.waitFor(tb, 30*time.Second, func() error {
+	c.WaitFor(tb, 30*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		_, err := client.Version(ctx, &runtimeapi.VersionRequest{})

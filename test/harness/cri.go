@@ -8,34 +8,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
-	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	criclient "k8s.io/cri-client/pkg"
 )
 
-// criTimeout is the deadline of calls, the kubelet's default.
-const criTimeout = 2 * time.Minute
-
-// RuntimeService opens the kubelet's own client of the socket at endpoint
-// (unix://PATH).
-func RuntimeService(tb testing.TB, endpoint string) internalapi.RuntimeService {
-	tb.Helper()
-	s, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(criTimeout).Build(tb.Context())
-	if err != nil {
-		tb.Fatalf("open runtime service: %v", err)
-	}
-	return s
-}
-
-// ImageService opens the kubelet's own client of the image service.
-func ImageService(tb testing.TB, endpoint string) internalapi.ImageManagerService {
-	tb.Helper()
-	s, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(criTimeout).Build(tb.Context())
-	if err != nil {
-		tb.Fatalf("open image service: %v", err)
-	}
-	return s
-}
+// CRITimeout is the deadline of calls, the kubelet's default.
+const CRITimeout = 2 * time.Minute
 
 // Raw are the bare gRPC clients, for tests that choose their own deadlines,
 // look at codes or send what the kubelet never would.
@@ -66,7 +43,7 @@ func RawClient(tb testing.TB, endpoint string) Raw {
 // them their containers.
 func RemovePods(tb testing.TB, client Raw) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), criTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), CRITimeout)
 	defer cancel()
 	list, err := client.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {

@@ -37,7 +37,7 @@ func Dir(tb testing.TB) string {
 		tb.Fatalf("make directory: %v", err)
 	}
 	tb.Cleanup(func() {
-		mounts, err := mountsBelow(dir)
+		mounts, err := MountsBelow(dir)
 		if err != nil || len(mounts) > 0 {
 			tb.Errorf("not removing %s: mounts %v, err %v", dir, mounts, err)
 			return
@@ -68,14 +68,14 @@ func Eventually(tb testing.TB, timeout time.Duration, check func() string) {
 	}
 }
 
-// checkout is the root of the source tree that this package lies in.
-func checkout() string {
+// Checkout is the root of the source tree that this package lies in.
+func Checkout() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
 }
 
-// mountsBelow lists the mount points at or below dir.
-func mountsBelow(dir string) ([]string, error) {
+// MountsBelow lists the mount points at or below dir.
+func MountsBelow(dir string) ([]string, error) {
 	lines, err := readLines("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err

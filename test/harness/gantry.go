@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/test/images"
@@ -51,13 +50,13 @@ type Gantry struct {
 var binary = sync.OnceValues(func() (string, error) {
 	if bin := os.Getenv("GANTRY_BIN"); bin != "" {
 		if !filepath.IsAbs(bin) {
-			bin = filepath.Join(checkout(), bin)
+			bin = filepath.Join(Checkout(), bin)
 		}
 		return bin, nil
 	}
 	bin := filepath.Join(images.DefaultCache(), "e2e", "gantry")
 	cmd := exec.Command("go", "build", "-o", bin, "./cmd/gantry")
-	cmd.Dir = checkout()
+	cmd.Dir = Checkout()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build gantry: %w\n%s", err, out)
 	}
@@ -80,7 +79,7 @@ func Binary(tb testing.TB) string {
 // pods of the command line are the test's own business.
 func NewGantry(tb testing.TB, o GantryOptions) *Gantry {
 	tb.Helper()
-	o.CgroupDriver = cmp.Or(o.CgroupDriver, cgroupDriver())
+	o.CgroupDriver = cmp.Or(o.CgroupDriver, CgroupDriver())
 	base := Dir(tb)
 	g := &Gantry{
 		Base: base, Dir: o.Dir, RunDir: filepath.Join(base, "run"), RegistryDir: filepath.Join(base, "certs.d"),
@@ -110,7 +109,7 @@ func NewGantry(tb testing.TB, o GantryOptions) *Gantry {
 		if g.Running() {
 			RemovePods(tb, g.Raw(tb))
 		}
-		g.finish(tb)
+		g.Finish(tb)
 	})
 	return g
 }
@@ -134,9 +133,9 @@ func (g *Gantry) Start(tb testing.TB) {
 	tb.Helper()
 	argv := slices.Concat(g.options.Wrapper, []string{Binary(tb), "serve"}, g.flags(),
 		[]string{"--listen", g.Endpoint, "--metrics-address", g.MetricsAddr}, g.options.Args)
-	g.Process = startProcess(tb, g.Base, "gantry", argv, g.options.Env...)
+	g.Process = StartProcess(tb, g.Base, "gantry", argv, g.options.Env...)
 	client := RawClient(tb, g.Endpoint)
-	g.waitFor(tb, 30*time.Second, func() error {
+	g.WaitFor(tb, 30*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		_, err := client.Version(ctx, &runtimeapi.VersionRequest{})
@@ -149,18 +148,6 @@ func (g *Gantry) Restart(tb testing.TB) {
 	tb.Helper()
 	g.Kill(tb)
 	g.Start(tb)
-}
-
-// Runtime opens the kubelet's client of the runtime service.
-func (g *Gantry) Runtime(tb testing.TB) internalapi.RuntimeService {
-	tb.Helper()
-	return RuntimeService(tb, g.Endpoint)
-}
-
-// Images opens the kubelet's client of the image service.
-func (g *Gantry) Images(tb testing.TB) internalapi.ImageManagerService {
-	tb.Helper()
-	return ImageService(tb, g.Endpoint)
 }
 
 // Raw opens bare gRPC clients.

@@ -38,7 +38,7 @@ const leakGrace = 10 * time.Second
 func TakeSnapshot(scope LeakScope) (Snapshot, error) {
 	s := Snapshot{mounts: set{}, links: set{}, processes: set{}}
 	for _, dir := range scope.Dirs {
-		mounts, err := mountsBelow(dir)
+		mounts, err := MountsBelow(dir)
 		if err != nil {
 			return s, fmt.Errorf("list mounts: %w", err)
 		}

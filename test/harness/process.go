@@ -35,9 +35,9 @@ var starter = sync.OnceValue(func() chan<- func() {
 	return work
 })
 
-// startProcess starts argv with its output appended to a log file named after
+// StartProcess starts argv with its output appended to a log file named after
 // name in dir. The caller sees to its end.
-func startProcess(tb testing.TB, dir, name string, argv []string, env ...string) *Process {
+func StartProcess(tb testing.TB, dir, name string, argv []string, env ...string) *Process {
 	tb.Helper()
 	p := &Process{Log: filepath.Join(dir, name+".log"), exited: make(chan struct{})}
 	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -61,9 +61,9 @@ func startProcess(tb testing.TB, dir, name string, argv []string, env ...string)
 	return p
 }
 
-// finish stops the process and shows the end of its log when the test failed.
+// Finish stops the process and shows the end of its log when the test failed.
 // It is what a cleanup calls.
-func (p *Process) finish(tb testing.TB) {
+func (p *Process) Finish(tb testing.TB) {
 	tb.Helper()
 	p.Stop(tb)
 	if tb.Failed() {
@@ -130,9 +130,9 @@ func (p *Process) logTail() []byte {
 	return data
 }
 
-// waitFor waits until check succeeds, and fails the test when the process ends
+// WaitFor waits until check succeeds, and fails the test when the process ends
 // before that.
-func (p *Process) waitFor(tb testing.TB, timeout time.Duration, check func() error) {
+func (p *Process) WaitFor(tb testing.TB, timeout time.Duration, check func() error) {
 	tb.Helper()
 	Eventually(tb, timeout, func() string {
 		err := check()

@@ -35,11 +35,11 @@ func StartPrometheus(tb testing.TB, target string) *Prometheus {
 	if err := os.WriteFile(config, fmt.Appendf(nil, prometheusConfig, target), 0o644); err != nil {
 		tb.Fatalf("write configuration of prometheus: %v", err)
 	}
-	p.Process = startProcess(tb, dir, "prometheus", []string{
+	p.Process = StartProcess(tb, dir, "prometheus", []string{
 		"prometheus", "--config.file=" + config, "--storage.tsdb.path=" + filepath.Join(dir, "data"), "--web.listen-address=" + p.Addr,
 	})
-	tb.Cleanup(func() { p.finish(tb) })
-	p.waitFor(tb, 30*time.Second, func() error { return httpOK("http://" + p.Addr + "/-/ready") })
+	tb.Cleanup(func() { p.Finish(tb) })
+	p.WaitFor(tb, 30*time.Second, func() error { return httpOK("http://" + p.Addr + "/-/ready") })
 	return p
 }
 

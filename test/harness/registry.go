@@ -39,7 +39,7 @@ func StartRegistry(tb testing.TB) *Registry {
 	if err := os.WriteFile(r.config(), []byte(config), 0o644); err != nil {
 		tb.Fatalf("write configuration of registry: %v", err)
 	}
-	tb.Cleanup(func() { r.finish(tb) })
+	tb.Cleanup(func() { r.Finish(tb) })
 	r.Start(tb)
 	return r
 }
@@ -49,8 +49,8 @@ func (r *Registry) config() string { return filepath.Join(r.dir, "config.yaml") 
 // Start starts the registry again after Stop, with the same address and data.
 func (r *Registry) Start(tb testing.TB) {
 	tb.Helper()
-	r.Process = startProcess(tb, r.dir, "registry", []string{"docker-registry", "serve", r.config()})
-	r.waitFor(tb, 20*time.Second, func() error { return httpOK("http://" + r.Addr + "/v2/") })
+	r.Process = StartProcess(tb, r.dir, "registry", []string{"docker-registry", "serve", r.config()})
+	r.WaitFor(tb, 20*time.Second, func() error { return httpOK("http://" + r.Addr + "/v2/") })
 }
 
 // Ref is the reference of a repository with or without tag in this registry.

@@ -20,6 +20,7 @@ import (
 	utilexec "k8s.io/client-go/util/exec"
 
 	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/harness/kube"
 	"github.com/gantry-cri/gantry/test/images"
 )
 
@@ -30,7 +31,7 @@ func testLoopback(t *testing.T, n *node) {
 		corev1.Container{Name: "server", Image: n.web},
 		n.shell("client", "until wget -q -O - http://127.0.0.1/; do usleep 200000; done; echo to stderr >&2; sleep 10000"))
 	got := n.ready(t, pod)
-	client := harness.Container{Pod: "loop", Name: "client"}
+	client := kube.Container{Pod: "loop", Name: "client"}
 	n.waitLog(t, client, "", strings.TrimSpace(images.WebBody))
 	n.waitLog(t, client, "tailLines=1", "to stderr")
 	if body := httpGet(t, got.Status.PodIP+":80"); body != images.WebBody {
@@ -54,7 +55,7 @@ func testLoopback(t *testing.T, n *node) {
 func (n *node) waitServerLog(t *testing.T) {
 	t.Helper()
 	harness.Eventually(t, patience, func() string {
-		log, err := n.kubelet.Logs(t.Context(), harness.Container{Pod: "loop", Name: "server"}, "")
+		log, err := n.kubelet.Logs(t.Context(), kube.Container{Pod: "loop", Name: "server"}, "")
 		if err != nil || !strings.Contains(log, "GET / ") {
 			return fmt.Sprintf("no request in the server's log: %v\n%s", err, log)
 		}
@@ -119,7 +120,7 @@ func testInit(t *testing.T, n *node) {
 		n.shell("first", "usleep 300000; echo one >>/data/order"), n.shell("second", "echo two >>/data/order"), sidecar,
 	}
 	got := n.ready(t, mount(pod, "data", "/data", emptyDir()))
-	n.waitLog(t, harness.Container{Pod: "init", Name: "main"}, "", "one\ntwo\nthree")
+	n.waitLog(t, kube.Container{Pod: "init", Name: "main"}, "", "one\ntwo\nthree")
 	for _, name := range []string{"first", "second"} {
 		if s := status(got, name); exitCode(s.State) != 0 || s.State.Terminated.Reason != "Completed" || s.RestartCount != 0 {
 			t.Errorf("init container is %+v", s)
@@ -131,9 +132,9 @@ func testInit(t *testing.T, n *node) {
 // testExec runs commands by the way of kubectl exec.
 func testExec(t *testing.T, n *node) {
 	n.ready(t, newPod("exec", n.sleeper("main")))
-	c := harness.Container{Pod: "exec", Name: "main"}
+	c := kube.Container{Pod: "exec", Name: "main"}
 	got, err := n.kubelet.Exec(t.Context(), c, strings.NewReader("in"), "sh", "-c", "cat; echo err >&2; exit 3")
-	if code := codeOf(err); code != 3 || got != (harness.ExecResult{Stdout: "in", Stderr: "err\n"}) {
+	if code := codeOf(err); code != 3 || got != (kube.ExecResult{Stdout: "in", Stderr: "err\n"}) {
 		t.Errorf("exec gave %+v, exit %d, %v", got, code, err)
 	}
 	large := strings.Repeat("0123456789abcde\n", 1<<16)
@@ -198,7 +199,7 @@ func testStatistics(t *testing.T, n *node) {
 		if err != nil {
 			return err.Error()
 		}
-		return statsOf(body, harness.PodName("stats"), "busy")
+		return statsOf(body, kube.PodName("stats"), "busy")
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/harness/kube"
 )
 
 // testCrashLoop lets a container end again and again: the first restart comes
@@ -30,7 +31,7 @@ func testCrashLoop(t *testing.T, n *node) {
 	if pause := startOf(t, s.State).Sub(s.LastTerminationState.Terminated.FinishedAt.Time); pause < 9*time.Second {
 		t.Errorf("second restart came after %v", pause)
 	}
-	c := harness.Container{Pod: "crash", Name: "main"}
+	c := kube.Container{Pod: "crash", Name: "main"}
 	n.waitLog(t, c, "", "run x\nx")
 	n.waitLog(t, c, "previous=true", "run x")
 }

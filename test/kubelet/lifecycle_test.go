@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/harness/kube"
 )
 
 // testDeletion deletes a pod gracefully: preStop hook, SIGTERM, a last line in
@@ -30,8 +31,8 @@ while :; do usleep 100000; done`)
 	pod.Spec.TerminationGracePeriodSeconds = new(int64(60))
 	got := n.ready(t, pod)
 	id := strings.TrimPrefix(status(got, "main").ContainerID, "gantry://")
-	n.waitLog(t, harness.Container{Pod: "deleted", Name: "main"}, "", "first line")
-	log := n.kubelet.Follow(t, harness.Container{Pod: "deleted", Name: "main"})
+	n.waitLog(t, kube.Container{Pod: "deleted", Name: "main"}, "", "first line")
+	log := n.kubelet.Follow(t, kube.Container{Pod: "deleted", Name: "main"})
 	exit := n.watchExit(t, id)
 	begin := time.Now()
 	n.kubelet.RemovePod(t, "deleted")

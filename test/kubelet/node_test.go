@@ -25,6 +25,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
 	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/harness/kube"
 	"github.com/gantry-cri/gantry/test/images"
 )
 
@@ -50,7 +51,7 @@ func TestMain(m *testing.M) {
 type node struct {
 	registry   *harness.Registry
 	gantry     *harness.Gantry
-	kubelet    *harness.Kubelet
+	kubelet    *kube.Kubelet
 	prometheus *harness.Prometheus
 	runtime    internalapi.RuntimeService
 	busybox    string // a reference
@@ -130,8 +131,8 @@ func startNode(t *testing.T) *node {
 	n.web = n.registry.Ref("web:1")
 	n.gantry = harness.StartGantry(t, harness.GantryOptions{Registries: []string{n.registry.Addr}})
 	n.prometheus = harness.StartPrometheus(t, n.gantry.MetricsAddr)
-	n.runtime = n.gantry.Runtime(t)
-	n.kubelet = harness.StartKubelet(t, harness.KubeletOptions{Endpoint: n.gantry.Endpoint, Configure: configure})
+	n.runtime = kube.RuntimeService(t, n.gantry.Endpoint)
+	n.kubelet = kube.StartKubelet(t, kube.KubeletOptions{Endpoint: n.gantry.Endpoint, Configure: configure})
 	return n
 }
 
@@ -221,7 +222,7 @@ func (n *node) waitRemoved(t *testing.T, name string) {
 	t.Helper()
 	harness.Eventually(t, patience, func() string {
 		left, err := n.runtime.ListPodSandbox(context.Background(), &runtimeapi.PodSandboxFilter{
-			LabelSelector: map[string]string{"io.kubernetes.pod.name": harness.PodName(name)},
+			LabelSelector: map[string]string{"io.kubernetes.pod.name": kube.PodName(name)},
 			State:         &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
 		})
 		if err != nil {
@@ -257,7 +258,7 @@ func (n *node) done(t *testing.T, pod *corev1.Pod) *corev1.Pod {
 func (n *node) containers(t *testing.T, pod string) []*runtimeapi.Container {
 	t.Helper()
 	list, err := n.runtime.ListContainers(t.Context(), &runtimeapi.ContainerFilter{
-		LabelSelector: map[string]string{"io.kubernetes.pod.name": harness.PodName(pod)},
+		LabelSelector: map[string]string{"io.kubernetes.pod.name": kube.PodName(pod)},
 	})
 	if err != nil {
 		t.Fatalf("list containers: %v", err)
@@ -289,7 +290,7 @@ func exitCode(s corev1.ContainerState) int32 {
 // the last line's end.
 func (n *node) exec(t *testing.T, pod, container, script string) string {
 	t.Helper()
-	r, err := n.kubelet.Exec(t.Context(), harness.Container{Pod: pod, Name: container}, nil, "sh", "-c", script)
+	r, err := n.kubelet.Exec(t.Context(), kube.Container{Pod: pod, Name: container}, nil, "sh", "-c", script)
 	if err != nil {
 		t.Errorf("exec: %v\n%s%s", err, r.Stdout, r.Stderr)
 	}
@@ -297,7 +298,7 @@ func (n *node) exec(t *testing.T, pod, container, script string) string {
 }
 
 // waitLog waits until a container's log, read by the kubelet, holds a line.
-func (n *node) waitLog(t *testing.T, c harness.Container, query, line string) {
+func (n *node) waitLog(t *testing.T, c kube.Container, query, line string) {
 	t.Helper()
 	harness.Eventually(t, patience, func() string {
 		log, err := n.kubelet.Logs(t.Context(), c, query)

@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/harness/kube"
 )
 
 // execProbe asks a script every second.
@@ -57,7 +58,7 @@ func testReadiness(t *testing.T, n *node) {
 // leaves a trace in no log, so a probe's count is taken from the kubelet.
 func (n *node) waitProbes(t *testing.T, count float64) {
 	t.Helper()
-	want := fmt.Sprintf(`prober_probe_total{container="main",namespace="default",pod="%s"`, harness.PodName("readiness"))
+	want := fmt.Sprintf(`prober_probe_total{container="main",namespace="default",pod="%s"`, kube.PodName("readiness"))
 	harness.Eventually(t, patience, func() string {
 		body, err := n.kubelet.Get(t.Context(), "/metrics/probes")
 		if err != nil {
@@ -94,7 +95,7 @@ echo first words; wait`
 	if s.ContainerID == status(before, "main").ContainerID || after.Status.PodIP != before.Status.PodIP {
 		t.Errorf("restarted as %s with %s, was %s with %s", s.ContainerID, after.Status.PodIP, status(before, "main").ContainerID, before.Status.PodIP)
 	}
-	main := harness.Container{Pod: "liveness", Name: "main"}
+	main := kube.Container{Pod: "liveness", Name: "main"}
 	n.waitLog(t, main, "previous=true", "first words\nlast words")
 	n.waitLog(t, main, "", "first words")
 	if log, err := n.kubelet.Logs(t.Context(), main, ""); err != nil || log != "first words\n" {

@@ -14,6 +14,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
 	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/harness/kube"
 )
 
 // steady are pods that run through all restarts.
@@ -79,7 +80,7 @@ func (n *node) testRestarts(t *testing.T, s *steady) {
 func (n *node) waitCall(t *testing.T, pod string) {
 	t.Helper()
 	harness.Eventually(t, patience, func() string {
-		dirs, err := filepath.Glob(filepath.Join(n.kubelet.PodLogs, "default_"+harness.PodName(pod)+"_*"))
+		dirs, err := filepath.Glob(filepath.Join(n.kubelet.PodLogs, "default_"+kube.PodName(pod)+"_*"))
 		if err != nil || len(dirs) == 0 {
 			return fmt.Sprintf("the kubelet has not begun: %v", err)
 		}
@@ -147,7 +148,7 @@ func (n *node) testEndWhileDown(t *testing.T, s *steady) {
 	if end := status(got, "main").State.Terminated; end.Reason != "Error" || end.FinishedAt.Time.After(ended) {
 		t.Errorf("ended as %+v, gone at %v", end, ended)
 	}
-	n.waitLog(t, harness.Container{Pod: "late", Name: "main"}, "", "the end")
+	n.waitLog(t, kube.Container{Pod: "late", Name: "main"}, "", "the end")
 	n.checkSteady(t, s)
 }
 

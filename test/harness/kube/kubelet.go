@@ -1,4 +1,4 @@
-package harness
+package kube
 
 import (
 	"context"
@@ -17,6 +17,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+
+	"github.com/gantry-cri/gantry/test/harness"
 )
 
 // NodeName is what the kubelet takes its node to be called; it ends the names
@@ -33,7 +35,7 @@ type KubeletOptions struct {
 // Kubelet is the real kubelet v1.37.2 without an API server: it runs the pods
 // whose manifests lie in a directory.
 type Kubelet struct {
-	*Process
+	*harness.Process
 	Root      string // its own directory; volumes lie below
 	Manifests string
 	PodLogs   string // podLogsDir
@@ -48,7 +50,7 @@ var kubeletBinary = sync.OnceValues(func() (string, error) {
 	if bin := os.Getenv("GANTRY_KUBELET"); bin != "" {
 		return bin, nil
 	}
-	cmd := exec.Command(filepath.Join(checkout(), "hack", "build-kubelet"))
+	cmd := exec.Command(filepath.Join(harness.Checkout(), "hack", "build-kubelet"))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -61,10 +63,10 @@ var kubeletBinary = sync.OnceValues(func() (string, error) {
 // it is healthy. Its pods are stopped before it is, at the end of the test.
 func StartKubelet(tb testing.TB, o KubeletOptions) *Kubelet {
 	tb.Helper()
-	dir := Dir(tb)
+	dir := harness.Dir(tb)
 	k := &Kubelet{
 		Root: filepath.Join(dir, "kubelet"), Manifests: filepath.Join(dir, "manifests"), PodLogs: filepath.Join(dir, "logs"),
-		Addr: FreeAddr(tb), options: o,
+		Addr: harness.FreeAddr(tb), options: o,
 	}
 	for _, d := range []string{k.Root, k.Manifests, k.PodLogs} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -73,12 +75,12 @@ func StartKubelet(tb testing.TB, o KubeletOptions) *Kubelet {
 	}
 	k.clearMounts(tb)
 	k.clearLinks(tb)
-	k.Cgroup = MakeCgroup(tb)
+	k.Cgroup = harness.MakeCgroup(tb)
 	k.clearCgroups(tb)
 	k.writeConfig(tb)
 	tb.Cleanup(func() {
 		if k.Process != nil {
-			defer k.finish(tb) // also when Drain fails
+			defer k.Finish(tb) // also when Drain fails
 			k.Drain(tb)
 		}
 	})
@@ -91,7 +93,7 @@ func StartKubelet(tb testing.TB, o KubeletOptions) *Kubelet {
 func (k *Kubelet) clearMounts(tb testing.TB) {
 	tb.Helper()
 	tb.Cleanup(func() {
-		mounts, err := mountsBelow(k.Root)
+		mounts, err := harness.MountsBelow(k.Root)
 		if err != nil {
 			tb.Errorf("list volumes: %v", err)
 		}
@@ -114,7 +116,7 @@ func (k *Kubelet) clearLinks(tb testing.TB) {
 		}
 		for _, link := range links {
 			target, err := os.Readlink(link)
-			if err != nil || !within(target, k.PodLogs) {
+			if err != nil || !strings.HasPrefix(target, k.PodLogs+"/") {
 				continue // another's
 			}
 			if err := os.Remove(link); err != nil {
@@ -129,14 +131,8 @@ func (k *Kubelet) clearLinks(tb testing.TB) {
 func (k *Kubelet) clearCgroups(tb testing.TB) {
 	tb.Helper()
 	tb.Cleanup(func() {
-		hs, err := hierarchies()
-		if err != nil {
-			tb.Errorf("find cgroup hierarchies: %v", err)
-		}
-		for _, h := range hs {
-			if err := removeCgroup(filepath.Join(h.mount, k.Cgroup, "kubepods")); err != nil {
-				tb.Errorf("remove cgroups of kubelet: %v", err)
-			}
+		if err := harness.RemoveCgroup(k.Cgroup + "/kubepods"); err != nil {
+			tb.Errorf("remove cgroups of kubelet: %v", err)
 		}
 		if name, ok := strings.CutSuffix(k.Cgroup, ".slice"); ok {
 			// With the slice go those below it.
@@ -179,7 +175,7 @@ func (k *Kubelet) writeConfig(tb testing.TB) {
 			Webhook:   kubeletconfig.KubeletWebhookAuthentication{Enabled: &no},
 		},
 		Authorization:               kubeletconfig.KubeletAuthorization{Mode: kubeletconfig.KubeletAuthorizationModeAlwaysAllow},
-		CgroupDriver:                cgroupDriver(),
+		CgroupDriver:                harness.CgroupDriver(),
 		CgroupRoot:                  strings.TrimSuffix(k.Cgroup, ".slice"), // the kubelet appends it
 		EnforceNodeAllocatable:      []string{"none"},
 		FailCgroupV1:                &no,
@@ -213,8 +209,8 @@ func (k *Kubelet) Start(tb testing.TB) {
 		bin, "--config", k.configFile(), "--root-dir", k.Root, "--cert-dir", filepath.Join(k.Root, "pki"),
 		"--hostname-override", NodeName, "--v", "2",
 	}, k.options.Args...)
-	k.Process = startProcess(tb, filepath.Dir(k.Root), "kubelet", argv)
-	k.waitFor(tb, time.Minute, func() error {
+	k.Process = harness.StartProcess(tb, filepath.Dir(k.Root), "kubelet", argv)
+	k.WaitFor(tb, time.Minute, func() error {
 		_, err := k.Get(context.Background(), "/healthz")
 		return err
 	})
@@ -274,7 +270,7 @@ func (k *Kubelet) Drain(tb testing.TB) {
 	if !k.Running() {
 		return
 	}
-	Eventually(tb, 90*time.Second, func() string {
+	harness.Eventually(tb, 90*time.Second, func() string {
 		pods, err := k.Pods(context.Background())
 		if err != nil {
 			return err.Error()
@@ -290,12 +286,12 @@ func (k *Kubelet) Drain(tb testing.TB) {
 // this UID, or of any pod: it removes them when all else of a pod has gone.
 // Its lists of running pods may be 2 s old and say nothing.
 func (k *Kubelet) podCgroups(uid string) string {
-	all, err := cgroups()
+	all, err := harness.CgroupsBelow(k.Cgroup)
 	if err != nil {
 		return err.Error()
 	}
-	for dir := range all {
-		if strings.Contains(dir, k.Cgroup+"/") && ofPod(filepath.Base(dir), uid) {
+	for _, dir := range all {
+		if ofPod(filepath.Base(dir), uid) {
 			return "pod cgroup still there: " + dir
 		}
 	}
@@ -314,7 +310,7 @@ func ofPod(name, uid string) bool {
 
 // PodCgroup is the end of the path of a burstable pod's cgroup.
 func (k *Kubelet) PodCgroup(uid string) string {
-	if cgroupDriver() != "systemd" {
+	if harness.CgroupDriver() != "systemd" {
 		return k.Cgroup + "/kubepods/burstable/pod" + uid
 	}
 	root := strings.TrimSuffix(filepath.Base(k.Cgroup), ".slice")

@@ -1,4 +1,4 @@
-package harness
+package kube
 
 import (
 	"bytes"
@@ -17,6 +17,8 @@ import (
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
+
+	"github.com/gantry-cri/gantry/test/harness"
 )
 
 // Container names a container of a pod as the kubelet's API does.
@@ -88,7 +90,7 @@ func (k *Kubelet) Pods(ctx context.Context) (map[string]*corev1.Pod, error) {
 func (k *Kubelet) WaitPod(tb testing.TB, name string, timeout time.Duration, check func(*corev1.Pod) string) *corev1.Pod {
 	tb.Helper()
 	var pod *corev1.Pod
-	Eventually(tb, timeout, func() string {
+	harness.Eventually(tb, timeout, func() string {
 		pods, err := k.Pods(tb.Context())
 		if err != nil {
 			return err.Error()
@@ -122,7 +124,7 @@ func (k *Kubelet) WaitReady(tb testing.TB, name string, timeout time.Duration) *
 // cleared away all of it.
 func (k *Kubelet) WaitGone(tb testing.TB, pod *corev1.Pod, timeout time.Duration) {
 	tb.Helper()
-	Eventually(tb, timeout, func() string {
+	harness.Eventually(tb, timeout, func() string {
 		pods, err := k.Pods(tb.Context())
 		if err != nil {
 			return err.Error()
