@@ -28,7 +28,8 @@ var rooms = map[string][]string{
 	"stage0/manifest":  {"stage0/errdefs"},
 	"stage0/imageref":  {"stage0/errdefs"},
 	"stage0/store":     {"stage0/errdefs", "stage0/imageref"},
-	"stage0/tree":      {"stage0/errdefs"},
+	"stage0/inflate":   {},
+	"stage0/tree":      {"stage0/errdefs", "stage0/inflate"},
 	"stage0/overlay":   {"stage0/errdefs", "stage0/tree"},
 	"stage0/pod":       {"stage0/errdefs", "stage0/manifest"},
 }

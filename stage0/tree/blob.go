@@ -1,17 +1,16 @@
 package tree
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/inflate"
 )
 
 // The layer media types of Docker's image manifest, version 2, schema 2.
@@ -27,11 +26,17 @@ const (
 // 3.1.1.1.2, recommends that every decoder supports.
 const maxWindow = 8 << 20
 
+// decoder decompresses a blob.
+type decoder struct {
+	fill  func(buf []byte) (int, error) // as inflate.Decoder's Fill
+	close func()
+}
+
 // decompressor returns what opens a blob of this media type.
-func decompressor(mediaType string) (func(io.Reader) (io.ReadCloser, error), error) {
+func decompressor(mediaType string) (func(io.Reader) (decoder, error), error) {
 	switch mediaType {
 	case ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerNonDistributable, dockerLayer, dockerForeignLayer: //nolint:staticcheck // old images carry the deprecated types
-		return func(r io.Reader) (io.ReadCloser, error) { return io.NopCloser(r), nil }, nil
+		return openPlain, nil
 	case ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerNonDistributableGzip, dockerLayerGzip, dockerForeignLayerGzip: //nolint:staticcheck // as above
 		return openGzip, nil
 	case ocispec.MediaTypeImageLayerZstd, ocispec.MediaTypeImageLayerNonDistributableZstd, dockerLayerZstd: //nolint:staticcheck // as above
@@ -40,17 +45,25 @@ func decompressor(mediaType string) (func(io.Reader) (io.ReadCloser, error), err
 	return nil, fmt.Errorf("layer media type %q: %w", mediaType, errdefs.ErrUnsupported)
 }
 
-func openGzip(r io.Reader) (io.ReadCloser, error) {
-	// klauspost's inflate has a fast loop of its own for a bufio.Reader.
-	return gzip.NewReader(bufio.NewReaderSize(r, 64<<10))
+func openPlain(r io.Reader) (decoder, error) {
+	return decoder{fillFrom(r), func() {}}, nil
 }
 
-func openZstd(r io.Reader) (io.ReadCloser, error) {
+func openGzip(r io.Reader) (decoder, error) {
+	return decoder{inflate.New(r).Fill, func() {}}, nil
+}
+
+func openZstd(r io.Reader) (decoder, error) {
 	d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(false), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
-		return nil, err
+		return decoder{}, err
 	}
-	return d.IOReadCloser(), nil
+	return decoder{fillFrom(d), d.Close}, nil
+}
+
+// fillFrom fills the room of a chunk from a stream that keeps a window of its own.
+func fillFrom(r io.Reader) func([]byte) (int, error) {
+	return func(buf []byte) (int, error) { return fill(r, buf[inflate.Window:len(buf)-inflate.Slack]) }
 }
 
 // readBlob reads exactly l.Size bytes into the ring and verifies their digest.
@@ -62,9 +75,9 @@ func readBlob(out *ring, l Layer, blob io.Reader) error {
 		if err != nil {
 			return err
 		}
-		n, err := fill(blob, c.buf[:min(left, chunkSize)])
+		n, err := fill(blob, c.room()[:min(left, chunkSize)])
 		left -= int64(n)
-		_, _ = verifier.Write(c.buf[:n]) // a hash never fails
+		_, _ = verifier.Write(c.room()[:n]) // a hash never fails
 		if n > 0 {
 			out.send(c, n)
 		}
@@ -84,7 +97,7 @@ func readBlob(out *ring, l Layer, blob io.Reader) error {
 // decompress fills the ring with at most limit bytes of tar. After the end of
 // the compressed stream, or where it is damaged, it lets the rest of the blob
 // pass by, for the blob's digest.
-func decompress(out *ring, open func(io.Reader) (io.ReadCloser, error), in *ringReader, limit int64) error {
+func decompress(out *ring, open func(io.Reader) (decoder, error), in *ringReader, limit int64) error {
 	err := decompressTo(out, open, in, limit)
 	out.close()
 	if errors.Is(err, errLimit) {
@@ -100,18 +113,18 @@ var (
 	errArchive = fmt.Errorf("%w archive", errdefs.ErrInvalid)
 )
 
-func decompressTo(out *ring, open func(io.Reader) (io.ReadCloser, error), in io.Reader, limit int64) error {
-	r, err := open(in)
+func decompressTo(out *ring, open func(io.Reader) (decoder, error), in io.Reader, limit int64) error {
+	d, err := open(in)
 	if err != nil {
 		return fmt.Errorf("decompress: %w: %w", errdefs.ErrInvalid, err)
 	}
-	defer r.Close() //nolint:errcheck // only read, or only a lock
+	defer d.close()
 	for total := int64(0); ; {
 		c, err := out.next()
 		if err != nil {
 			return err
 		}
-		n, err := fill(r, c.buf)
+		n, err := d.fill(c.buf)
 		if total += int64(n); total > limit {
 			return fmt.Errorf("the layer is larger than %d bytes uncompressed: %w", limit, errLimit)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/inflate"
 )
 
 // Extract reads one layer's blob and writes its files, in one pass, into an
@@ -77,7 +78,7 @@ func validate(l Layer) error {
 // flow is what one layer streams through.
 type flow struct {
 	blob   io.Reader
-	open   func(io.Reader) (io.ReadCloser, error)
+	open   func(io.Reader) (decoder, error)
 	writer *writer
 }
 
@@ -153,16 +154,19 @@ type ring struct {
 
 type chunk struct {
 	data []byte // the part of buf that is filled
-	buf  []byte
+	buf  []byte // with the room around it that inflate needs
 
 	mu   sync.Mutex
 	uses int // readers that have not given it back
 }
 
+// room is what is to be filled.
+func (c *chunk) room() []byte { return c.buf[inflate.Window:] }
+
 func newRing(ctx context.Context, readers int) *ring {
 	r := &ring{ctx: ctx, free: make(chan *chunk, ringSize), readers: make([]chan *chunk, readers)}
 	for range ringSize {
-		r.free <- &chunk{buf: make([]byte, chunkSize)}
+		r.free <- &chunk{buf: make([]byte, inflate.Window+chunkSize+inflate.Slack)}
 	}
 	for i := range r.readers {
 		r.readers[i] = make(chan *chunk, ringSize) // a send never waits
@@ -182,7 +186,7 @@ func (r *ring) next() (*chunk, error) {
 
 // send hands n bytes of the chunk to all readers.
 func (r *ring) send(c *chunk, n int) {
-	c.data, c.uses = c.buf[:n], len(r.readers)
+	c.data, c.uses = c.room()[:n], len(r.readers)
 	for _, out := range r.readers {
 		out <- c
 	}
