@@ -19,8 +19,8 @@ import (
 	"github.com/gantry-cri/gantry/test/images"
 )
 
-// TestKubelet shows that the kubelet's side works, over a runtime that does.
-func TestKubelet(t *testing.T) {
+// TestOverContainerd shows that the kubelet's side works, over a runtime that does.
+func TestOverContainerd(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
