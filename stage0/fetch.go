@@ -76,20 +76,58 @@ func (p *Pipeline) Fetch(ctx context.Context, req FetchRequest) (_ store.Entry, 
 		times.report(p, err)
 		err = errors.Join(err, remote.Close())
 	}()
-	img, err := p.fetchImage(ctx, req, remote, times)
+	src := source{Remote: remote, platform: req.Platform, want: req.Ref.Digest(), names: names(req.Ref, remote.Digest())}
+	img, err := p.fetchImage(ctx, src, times)
 	if err != nil {
 		return store.Entry{}, fmt.Errorf("fetch %s: %w", req.Ref, err)
 	}
 	return p.Images.Lookup(img.String())
 }
 
+// Load brings an image of the file system into the store, as Fetch does one of a
+// registry. It gets the name by which the layout or the archive knows it, unless
+// that is a tag alone. The errors are those of fetch.OpenLocal and of Fetch.
+func (p *Pipeline) Load(ctx context.Context, at imageref.Location, platform *ocispec.Platform) (_ store.Entry, err error) {
+	var local *fetch.Local
+	err = p.timed(StageResolve, func() error {
+		local, err = fetch.OpenLocal(ctx, at, p.Images.TempDir())
+		return err
+	})
+	if err != nil {
+		return store.Entry{}, fmt.Errorf("load: %w", err)
+	}
+	times := &fetchTimes{}
+	defer func() {
+		times.report(p, err)
+		err = errors.Join(err, local.Close())
+	}()
+	src := source{Remote: local, platform: platform, want: local.Digest()}
+	// Nobody vouches that a registry has it under this digest, so that is no name.
+	if tag := local.Ref().Tagged(); tag != "" {
+		src.names = []store.Ref{{Name: tag, Digest: local.Digest()}}
+	}
+	img, err := p.fetchImage(ctx, src, times)
+	if err != nil {
+		return store.Entry{}, fmt.Errorf("load %s: %w", at, err)
+	}
+	return p.Images.Lookup(img.String())
+}
+
+// source is an image at its source, and what is wanted of it.
+type source struct {
+	fetch.Remote
+	platform *ocispec.Platform
+	want     digest.Digest // that of the manifest or index, where it is known before
+	names    []store.Ref   // that the image gets
+}
+
 // fetchImage reads manifest and layers, commits them and returns the image's id.
-func (p *Pipeline) fetchImage(ctx context.Context, req FetchRequest, remote fetch.Remote, times *fetchTimes) (digest.Digest, error) {
-	man, err := p.fetchManifest(ctx, req, remote, times)
+func (p *Pipeline) fetchImage(ctx context.Context, src source, times *fetchTimes) (digest.Digest, error) {
+	man, err := p.fetchManifest(ctx, src, times)
 	if err != nil {
 		return "", err
 	}
-	if err := times.verifying(func() error { return verify(req.Ref, remote, man) }); err != nil {
+	if err := times.verifying(func() error { return verify(src, man) }); err != nil {
 		return "", err
 	}
 	// From the look whether a tree is there until a record names it, nothing but
@@ -100,19 +138,19 @@ func (p *Pipeline) fetchImage(ctx context.Context, req FetchRequest, remote fetc
 	}
 	defer unlock()
 	defer times.extracting()()
-	if err := p.fetchLayers(ctx, remote, distinctLayers(man), times); err != nil {
+	if err := p.fetchLayers(ctx, src, distinctLayers(man), times); err != nil {
 		return "", err
 	}
 	img, err := p.describe(ctx, man)
 	if err != nil {
 		return "", err
 	}
-	return img.ID, p.Images.Commit(ctx, img, man.Bytes, man.Config, names(req.Ref, remote.Digest())...)
+	return img.ID, p.Images.Commit(ctx, img, man.Bytes, man.Config, src.names...)
 }
 
-func (p *Pipeline) fetchManifest(ctx context.Context, req FetchRequest, remote fetch.Remote, times *fetchTimes) (fetch.Manifest, error) {
+func (p *Pipeline) fetchManifest(ctx context.Context, src source, times *fetchTimes) (fetch.Manifest, error) {
 	start := time.Now()
-	man, err := remote.Manifest(ctx, req.Platform)
+	man, err := src.Manifest(ctx, src.platform)
 	times.fetch = time.Since(start)
 	p.fetched(len(man.Bytes) + len(man.Config))
 	return man, err
@@ -120,9 +158,9 @@ func (p *Pipeline) fetchManifest(ctx context.Context, req FetchRequest, remote f
 
 // verify holds what a source delivered to what was asked for, whatever the source
 // has checked itself.
-func verify(ref imageref.Ref, remote fetch.Remote, man fetch.Manifest) error {
-	if d := ref.Digest(); d != "" && d != remote.Digest() {
-		return fmt.Errorf("the source has %s: %w", remote.Digest(), errdefs.ErrUnverified)
+func verify(src source, man fetch.Manifest) error {
+	if src.want != "" && src.want != src.Digest() {
+		return fmt.Errorf("the source has %s: %w", src.Digest(), errdefs.ErrUnverified)
 	}
 	if err := man.Digest.Validate(); err != nil {
 		return fmt.Errorf("manifest digest %q: %w: %w", man.Digest, err, errdefs.ErrInvalid)

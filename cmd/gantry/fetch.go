@@ -8,7 +8,7 @@ import (
 
 	"github.com/gantry-cri/gantry/cmd/gantry/podargs"
 	"github.com/gantry-cri/gantry/stage0"
-	"github.com/gantry-cri/gantry/stage0/imageref"
+	"github.com/gantry-cri/gantry/stage0/store"
 )
 
 func newFetch(o *options) *cobra.Command {
@@ -18,46 +18,51 @@ func newFetch(o *options) *cobra.Command {
 		Short: "Fetch images and print their ids",
 		Args:  atLeastOne("image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			refs, err := references(args)
+			images, err := fetchable(args)
 			if err != nil {
 				return usageError{err}
 			}
 			if quiet {
 				cmd.SetErr(io.Discard)
 			}
-			return needRoot(func() error { return fetchAll(cmd, o, refs) })
+			return needRoot(func() error { return fetchAll(cmd, o, images) })
 		},
 	}
 	cmd.Flags().BoolVar(&quiet, "quiet", false, "no progress on stderr")
 	return cmd
 }
 
-// references reads all images before the first is fetched.
-func references(images []string) ([]imageref.Ref, error) {
-	var refs []imageref.Ref
-	for _, image := range images {
-		ref, id, err := podargs.ParseImage(image)
+// fetchable reads all images before the first is fetched.
+func fetchable(args []string) ([]podargs.Image, error) {
+	var images []podargs.Image
+	for _, arg := range args {
+		image, err := podargs.ParseImage(arg)
 		if err != nil {
 			return nil, err
 		}
-		if id != "" {
-			return nil, fmt.Errorf("%q is an image id: only names can be fetched", id)
+		if image.ID != "" {
+			return nil, fmt.Errorf("%q is an image id: only names and files can be fetched", image.ID)
 		}
-		refs = append(refs, ref)
+		images = append(images, image)
 	}
-	return refs, nil
+	return images, nil
 }
 
-func fetchAll(cmd *cobra.Command, o *options, refs []imageref.Ref) error {
+func fetchAll(cmd *cobra.Command, o *options, images []podargs.Image) error {
 	h, err := o.house()
 	if err != nil {
 		return err
 	}
 	progress := newProgress(cmd.ErrOrStderr())
 	h.Observer = progress
-	for _, ref := range refs {
-		progress.begin(ref.String())
-		entry, err := h.Fetch(cmd.Context(), stage0.FetchRequest{Ref: ref})
+	for _, image := range images {
+		progress.begin(image.String())
+		var entry store.Entry
+		if image.At.IsZero() {
+			entry, err = h.Fetch(cmd.Context(), stage0.FetchRequest{Ref: image.Ref})
+		} else {
+			entry, err = h.Load(cmd.Context(), image.At, nil)
+		}
 		progress.end(stage0.Pulled{Entry: entry, Fetched: true}, err)
 		if err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gantry-cri/gantry/cmd/gantry/podargs"
 	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
@@ -35,7 +36,7 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, stderr
 		}
 		spec.Images = append(spec.Images, stage0.AppImage{Name: app.Image, Ref: imageRef(entry, app), Image: entry.Image})
 		images = append(images, translate.Image{
-			ID: string(entry.Image.ID), AppcID: entry.Image.AppcID, Name: app.Ref.Name(), Config: config,
+			ID: string(entry.Image.ID), AppcID: entry.Image.AppcID, Name: app.From.Ref.Name(), Config: config,
 		})
 	}
 	pm, notes, err := r.Manifest(images)
@@ -55,19 +56,30 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, stderr
 
 // image finds an app's image by the pull policy; an id is only looked for in the store.
 func image(ctx context.Context, p *stage0.Pipeline, app podargs.App, policy stage0.PullPolicy, progress *progress) (store.Entry, error) {
-	if app.ImageID != "" {
-		return p.Images.Lookup(app.ImageID)
+	from := app.From
+	if from.ID != "" {
+		return p.Images.Lookup(from.ID)
 	}
-	progress.begin(app.Ref.String())
-	pulled, err := p.Image(ctx, app.Ref, policy)
+	if !from.At.IsZero() && policy == stage0.PullNever {
+		return store.Entry{}, fmt.Errorf("image %s is not read where the pull policy is %s: name an image of the store: %w", from, policy, errdefs.ErrInvalid)
+	}
+	progress.begin(from.String())
+	var pulled stage0.Pulled
+	var err error
+	if from.At.IsZero() {
+		pulled, err = p.Image(ctx, from.Ref, policy)
+	} else {
+		pulled.Entry, err = p.Load(ctx, from.At, nil)
+		pulled.Fetched = err == nil
+	}
 	progress.end(pulled, err)
 	return pulled.Entry, err
 }
 
 // imageRef is the repository digest that the app's name has, else the image's id.
 func imageRef(entry store.Entry, app podargs.App) string {
-	if app.Ref.IsZero() || entry.Image.ManifestDigest == "" {
+	if app.From.Ref.IsZero() || entry.Image.ManifestDigest == "" {
 		return string(entry.Image.ID)
 	}
-	return app.Ref.Canonical(entry.Image.ManifestDigest)
+	return app.From.Ref.Canonical(entry.Image.ManifestDigest)
 }

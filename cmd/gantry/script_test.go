@@ -22,6 +22,11 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -47,6 +52,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"registry": startRegistry,
 			"push":     pushImage,
+			"save":     saveImage,
 			"uuid":     readUUID,
 		},
 	})
@@ -105,6 +111,22 @@ func pushImage(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	manifest.Config = pushJSON(ts, pusher, ocispec.MediaTypeImageConfig, img)
 	pushJSON(ts, pusher, ocispec.MediaTypeImageManifest, manifest)
+}
+
+// saveImage saves an image of a registry: save TRANSPORT PATH REF.
+func saveImage(ts *testscript.TestScript, _ bool, args []string) {
+	ref, err := name.ParseReference(args[2], name.Insecure)
+	ts.Check(err)
+	img, err := remote.Image(ref)
+	ts.Check(err)
+	file := ts.MkAbs(args[1])
+	if args[0] == "docker-archive" {
+		ts.Check(tarball.WriteToFile(file, ref, img))
+		return
+	}
+	p, err := layout.Write(file, empty.Index)
+	ts.Check(err)
+	ts.Check(p.AppendImage(img, layout.WithAnnotations(map[string]string{ocispec.AnnotationRefName: "1.0"})))
 }
 
 func layerOf(ts *testscript.TestScript, files map[string]string) (raw, zipped []byte) {

@@ -17,6 +17,7 @@ const (
 	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerConfig   = "application/vnd.docker.container.image.v1+json"
+	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar"
 )
 
 // indexTypes and manifestTypes are what a document may call itself.
@@ -42,11 +43,11 @@ var layerTypes = map[string]bool{
 	"application/vnd.oci.image.layer.nondistributable.v1.tar":      true,
 	"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": true,
 	"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": true,
-	"application/vnd.docker.image.rootfs.diff.tar":                 true,
-	"application/vnd.docker.image.rootfs.diff.tar.gzip":            true,
-	"application/vnd.docker.image.rootfs.diff.tar.zstd":            true,
-	"application/vnd.docker.image.rootfs.foreign.diff.tar":         true,
-	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":    true,
+	dockerLayer:           true,
+	dockerLayer + ".gzip": true,
+	dockerLayer + ".zstd": true,
+	"application/vnd.docker.image.rootfs.foreign.diff.tar":      true,
+	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": true,
 }
 
 // errSchema1 says that an image has a format that docker gave up in 2017.

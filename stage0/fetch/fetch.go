@@ -1,5 +1,6 @@
 // Package fetch opens images at their source and reads them: Registry is a
-// container registry (OCI distribution API) with containerd's client.
+// container registry (OCI distribution API) with containerd's client, Local an
+// image in the file system (OCI layout, docker save).
 //
 // A source is asked in this order: Resolve finds out what a reference stands for
 // now; Remote.Manifest chooses the platform and returns manifest and

@@ -25,20 +25,30 @@ var errNoPlatform = fmt.Errorf("no image for this platform: %w", errdefs.ErrUnsu
 
 // Manifest is part of Remote.
 func (m *remote) Manifest(ctx context.Context, platform *ocispec.Platform) (Manifest, error) {
-	want := platforms.DefaultSpec()
-	if platform != nil {
-		want = *platform
-	}
-	s := &search{remote: m, want: want, match: platforms.Only(want)}
-	return s.at(ctx, entry{Descriptor: m.desc}, 0)
+	return newSearch(m, platform).at(ctx, entry{Descriptor: m.desc}, 0)
+}
+
+// documents reads the small objects of an image, and verifies them.
+type documents interface {
+	read(ctx context.Context, desc ocispec.Descriptor, limit int64) ([]byte, error)
+	readDocument(ctx context.Context, desc ocispec.Descriptor) ([]byte, document, error)
 }
 
 // search looks for one platform's manifest.
 type search struct {
-	remote *remote
-	want   ocispec.Platform
-	match  platforms.MatchComparer
-	read   int // documents so far
+	documents documents
+	want      ocispec.Platform
+	match     platforms.MatchComparer
+	read      int // documents so far
+}
+
+// newSearch looks for a platform; nil is the node's own.
+func newSearch(in documents, platform *ocispec.Platform) *search {
+	want := platforms.DefaultSpec()
+	if platform != nil {
+		want = *platform
+	}
+	return &search{documents: in, want: want, match: platforms.Only(want)}
 }
 
 // entry is an object that may be or lead to the manifest. vouched tells that an
@@ -54,7 +64,7 @@ func (s *search) at(ctx context.Context, e entry, depth int) (Manifest, error) {
 	if s.read++; s.read > maxDocuments || depth > maxDepth {
 		return Manifest{}, fmt.Errorf("index is too deep or too wide: %w", errdefs.ErrInvalid)
 	}
-	data, doc, err := s.remote.readDocument(ctx, e.Descriptor)
+	data, doc, err := s.documents.readDocument(ctx, e.Descriptor)
 	if err != nil {
 		return Manifest{}, err
 	}
@@ -116,7 +126,7 @@ func offered(ds []ocispec.Descriptor) string {
 
 // image reads the configuration and holds it against manifest and platform.
 func (s *search) image(ctx context.Context, e entry, data []byte, man *ocispec.Manifest) (Manifest, error) {
-	raw, err := s.remote.read(ctx, man.Config, maxConfig)
+	raw, err := s.documents.read(ctx, man.Config, maxConfig)
 	if err != nil {
 		return Manifest{}, fmt.Errorf("config %s: %w", man.Config.Digest, err)
 	}

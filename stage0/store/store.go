@@ -141,6 +141,9 @@ func Open(dir string) (*Store, error) {
 	return &Store{dir: dir, records: map[string]record{}, refs: map[string]identityRef{}}, nil
 }
 
+// TempDir is where files without a name may be made, on the store's filesystem.
+func (s *Store) TempDir() string { return filepath.Join(s.dir, tmpDir) }
+
 // Get returns the record of the image with that id, from memory if it was read
 // before, or ErrNotFound.
 func (s *Store) Get(id digest.Digest) (Image, error) {

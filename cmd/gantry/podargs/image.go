@@ -31,26 +31,49 @@ var (
 
 // kinds of images that rkt and its successors know and this version does not, by scheme.
 var kinds = map[string]string{
-	"file": "local file", "http": "URL", "https": "URL", "cimd": "cimd",
-	"oci": "OCI layout", "oci-archive": "OCI archive", "docker-archive": "docker archive", "docker-daemon": "docker daemon",
+	"file": "local file", "http": "URL", "https": "URL", "cimd": "cimd", "docker-daemon": "docker daemon",
 }
 
-// ParseImage reads an image of the command line: docker://REF, docker:REF, or
-// the id of an image in the store (then id is set and ref is zero). Other kinds
-// are refused by name.
-func ParseImage(s string) (ref imageref.Ref, id string, err error) {
+// Image says which image is meant: exactly one of the three is set.
+type Image struct {
+	// Ref is the name of an image of a registry.
+	Ref imageref.Ref
+	// ID is that of an image in the store (sha256:… or sha512-…).
+	ID string
+	// At is where an image lies in the file system.
+	At imageref.Location
+}
+
+// String is the image as messages name it.
+func (i Image) String() string {
+	switch {
+	case i.ID != "":
+		return i.ID
+	case !i.At.IsZero():
+		return i.At.String()
+	}
+	return i.Ref.String()
+}
+
+// ParseImage reads an image of the command line: docker://REF, docker:REF,
+// oci:PATH, oci-archive:PATH, docker-archive:PATH, or the id of an image in the
+// store. Other kinds are refused by name.
+func ParseImage(s string) (Image, error) {
 	if imageID.MatchString(s) {
-		return imageref.Ref{}, s, nil
+		return Image{ID: s}, nil
+	}
+	if at, ok, err := imageref.ParseLocation(s); ok {
+		return Image{At: at}, err
 	}
 	if kind := kindOf(s); kind != "" {
 		e := unsupportedError{text: quote(s) + ": images of kind " + kind + " are not supported yet"}
 		if kind == appcName {
 			e.hint = "for an image of a registry say docker://" + s
 		}
-		return imageref.Ref{}, "", e
+		return Image{}, e
 	}
-	ref, err = imageref.ParseArgument(s)
-	return ref, "", err
+	ref, err := imageref.ParseArgument(s)
+	return Image{Ref: ref}, err
 }
 
 const appcName = "appc name"
@@ -76,15 +99,14 @@ func kindOf(s string) string {
 	}
 }
 
-func (a *App) parseImage() (err error) {
-	a.Ref, a.ImageID, err = ParseImage(a.Image)
-	return err
-}
-
-// appName makes an app name of an image: the last element of its name, without
-// tag and digest, lower-cased, what appc does not allow replaced by dashes.
+// appName makes an app name of an image: the last element of its name or path,
+// without tag, digest and ending, lower-cased, what appc does not allow replaced
+// by dashes.
 func appName(image string) (types.ACName, error) {
 	name := strings.TrimPrefix(strings.TrimPrefix(image, "docker:"), "//")
+	if at, ok, _ := imageref.ParseLocation(image); ok {
+		name = strings.TrimSuffix(at.Path, path.Ext(at.Path))
+	}
 	name, _, _ = strings.Cut(name, "@")
 	name = path.Base(name)
 	if !imageID.MatchString(image) {

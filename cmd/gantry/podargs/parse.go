@@ -129,7 +129,8 @@ func (a *App) resolve() error {
 	if a.retain != nil && a.drop != nil {
 		return invalid("image %q: cannot use both --caps-retain and --caps-remove on the same image", a.Image)
 	}
-	if err := a.parseImage(); err != nil {
+	var err error
+	if a.From, err = ParseImage(a.Image); err != nil {
 		return err
 	}
 	if a.Name != "" {

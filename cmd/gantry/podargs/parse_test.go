@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/imageref"
 )
 
 // parse reads a command line as cobra hands it over. Image names stand for
@@ -125,7 +126,7 @@ func TestRefused(t *testing.T) {
 		{"file", "./x.aci", "images of kind local file are not supported yet"},
 		{"URL", "https://example.com/x.aci", "images of kind URL are not supported yet"},
 		{"appc name", "example.com/app:v1", "images of kind appc name are not supported yet"},
-		{"archive", "oci-archive:x.tar", "images of kind OCI archive are not supported yet"},
+		{"archive without a path", "oci-archive:", "say oci-archive:PATH"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := parse(docker(c.line)...)
@@ -174,14 +175,18 @@ func TestParseImage(t *testing.T) {
 		{"port", "docker:host:4000/busybox:1.0", "host:4000/busybox:1.0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ref, id, err := ParseImage(c.image)
-			if err != nil || id != "" || ref.String() != c.want {
-				t.Errorf("got %q, %q, %v; want %q", ref, id, err, c.want)
+			got, err := ParseImage(c.image)
+			if err != nil || got.String() != c.want || got.Ref.IsZero() {
+				t.Errorf("got %+v, %v; want %q", got, err, c.want)
 			}
 		})
 	}
-	if _, id, err := ParseImage("sha512-0123abcd"); err != nil || id != "sha512-0123abcd" {
-		t.Errorf("id: got %q, %v", id, err)
+	if got, err := ParseImage("sha512-0123abcd"); err != nil || got.ID != "sha512-0123abcd" {
+		t.Errorf("id: got %+v, %v", got, err)
+	}
+	got, err := ParseImage("oci-archive:/a/My App.tar:example.com/x:1")
+	if err != nil || got.At != (imageref.Location{Transport: imageref.OCIArchive, Path: "/a/My App.tar", Name: "example.com/x:1"}) {
+		t.Errorf("archive: got %+v, %v", got, err)
 	}
 }
 

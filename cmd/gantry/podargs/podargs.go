@@ -15,7 +15,6 @@ import (
 	"github.com/appc/spec/schema/types"
 
 	"github.com/gantry-cri/gantry/stage0"
-	"github.com/gantry-cri/gantry/stage0/imageref"
 )
 
 // Request is a command line that was read and found sound.
@@ -43,10 +42,8 @@ type App struct {
 	Name types.ACName
 	// Image is the image as it was spelt, for records and messages.
 	Image string
-	// Ref is the image's reference; zero where ImageID is set.
-	Ref imageref.Ref
-	// ImageID names an image of the store by its id (sha256:… or sha512-…).
-	ImageID string
+	// From is what that means.
+	From Image
 
 	exec         *string // --exec: one word that replaces the image's
 	args         []string
