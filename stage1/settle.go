@@ -88,6 +88,11 @@ func (r *Runner) settle(ctx context.Context, d *pod.Dir) error {
 	if err != nil {
 		return fmt.Errorf("settle pod %s: %w", d.UUID(), err)
 	}
+	if p.Unsaved {
+		if err := d.SaveExits(); err != nil {
+			r.report(d.UUID(), "still has exit records in the run directory alone", err)
+		}
+	}
 	if err := r.settleStart(ctx, d, p); err != nil {
 		return fmt.Errorf("settle pod %s: %w", d.UUID(), err)
 	}

@@ -11,9 +11,27 @@ import (
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
 
-func (p *Pods) exits(u manifest.UUID) (map[string]Exit, error) {
+// exits reads the exit records of a pod's apps, and says whether some of them lie
+// only in the run directory.
+func (p *Pods) exits(u manifest.UUID) (exits map[string]Exit, unsaved bool, err error) {
+	if exits, err = readExits(p.Path(u, exitFile)); err != nil {
+		return nil, false, err
+	}
+	more, err := readExits(p.RunPath(u, exitFile))
+	if err != nil {
+		return nil, false, err
+	}
+	for app, e := range more {
+		if _, there := exits[app]; !there {
+			exits[app], unsaved = e, true
+		}
+	}
+	return exits, unsaved, nil
+}
+
+func readExits(path string) (map[string]Exit, error) {
 	exits := map[string]Exit{}
-	err := readJSON(p.Path(u, exitFile), &exits)
+	err := readJSON(path, &exits)
 	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errBroken) {
 		return map[string]Exit{}, nil
 	}
@@ -21,9 +39,11 @@ func (p *Pods) exits(u manifest.UUID) (map[string]Exit, error) {
 }
 
 // WriteExit records how an app ended. The first record of an app stays: it is
-// written once, whoever comes later.
+// written once, whoever comes later. While the disk is full the run directory
+// keeps it, so that a pod can end, and be removed, which makes room: SaveExits
+// brings it home.
 func (d *Dir) WriteExit(app string, e Exit) error {
-	exits, err := d.pods.exits(d.uuid)
+	exits, _, err := d.pods.exits(d.uuid)
 	if err != nil {
 		return err
 	}
@@ -31,16 +51,38 @@ func (d *Dir) WriteExit(app string, e Exit) error {
 		return nil
 	}
 	exits[app] = e
-	if err := writeJSON(d.Path(exitFile), exits, d.durability()); err != nil {
+	err = writeJSON(d.Path(exitFile), exits, d.durability())
+	if errors.Is(err, errdefs.ErrNoSpace) {
+		if runErr := writeJSON(d.RunPath(exitFile), exits, volatile); runErr != nil {
+			return errors.Join(err, runErr)
+		}
+	} else if err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.ExitWritten)
 	return nil
 }
 
+// SaveExits moves exit records from the run directory to the pod's. It is nothing
+// new to do so again.
+func (d *Dir) SaveExits() error {
+	exits, unsaved, err := d.pods.exits(d.uuid)
+	if err != nil {
+		return err
+	}
+	if unsaved {
+		if err := writeJSON(d.Path(exitFile), exits, d.durability()); err != nil {
+			return err
+		}
+	}
+	return removeFile(d.RunPath(exitFile))
+}
+
 // DropExits forgets the exit records of a start that was undone before any
 // process of the pod ran.
-func (d *Dir) DropExits() error { return removeFile(d.Path(exitFile)) }
+func (d *Dir) DropExits() error {
+	return errors.Join(removeFile(d.Path(exitFile)), removeFile(d.RunPath(exitFile)))
+}
 
 // WriteStarted says that an app's process runs.
 func (d *Dir) WriteStarted(app string, s Started) error {

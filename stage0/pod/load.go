@@ -26,6 +26,8 @@ type Pod struct {
 	Exits map[string]Exit
 	// Started are the apps that run or ran in this boot, by app.
 	Started map[string]Started
+	// Unsaved says that exit records lie in the run directory alone: the disk was full.
+	Unsaved bool
 	// Ready says that a sandbox, or the sandbox part of a pod, is up in this boot.
 	Ready bool
 	// WasReady says that it is, or was in this boot.
@@ -61,7 +63,7 @@ func (p *Pod) Refresh() error {
 	if err != nil {
 		return err
 	}
-	exits, err := p.pods.exits(u)
+	exits, unsaved, err := p.pods.exits(u)
 	if err != nil {
 		return err
 	}
@@ -82,7 +84,7 @@ func (p *Pod) Refresh() error {
 	_, err = os.Stat(p.pods.RunPath(u, wasReadyFile))
 	p.WasReady = ready || err == nil
 	_, err = os.Stat(p.pods.RunPath(u))
-	p.Place, p.Exits, p.Started, p.Ready, p.inBoot = place, exits, started, ready, err == nil
+	p.Place, p.Exits, p.Unsaved, p.Started, p.Ready, p.inBoot = place, exits, unsaved, started, ready, err == nil
 	return nil
 }
 

@@ -33,6 +33,12 @@ type node struct {
 // newNode makes a daemon, with more arguments of serve, that has pulled busybox.
 func newNode(t *testing.T, args ...string) *node {
 	t.Helper()
+	return newNodeOn(t, "", args...)
+}
+
+// newNodeOn is newNode with a data directory; empty is one of its own.
+func newNodeOn(t *testing.T, dir string, args ...string) *node {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("runs containers: needs root")
 	}
@@ -42,7 +48,7 @@ func newNode(t *testing.T, args ...string) *node {
 		t.Fatal(err)
 	}
 	r.Push(t, "busybox:1", img)
-	g := harness.StartGantry(t, harness.GantryOptions{Registries: []string{r.Addr}, Args: args})
+	g := harness.StartGantry(t, harness.GantryOptions{Dir: dir, Registries: []string{r.Addr}, Args: args})
 	n := &node{Gantry: g, Raw: g.Raw(t), image: r.Ref("busybox:1")}
 	n.pull(t)
 	return n
