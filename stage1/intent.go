@@ -40,7 +40,8 @@ var undone = map[string]failpoint.Point{
 }
 
 type cgroupIntent struct {
-	Path string `json:"path"`
+	Path   string        `json:"path"`
+	Driver cgroup.Driver `json:"driver,omitempty"` // who made it; empty in records of before there were slices here
 }
 
 type namespacesIntent struct {
@@ -96,7 +97,7 @@ func (r *Runner) undo(ctx context.Context, d *pod.Dir, keep func(pod.Intent) boo
 func (r *Runner) undoOne(ctx context.Context, in pod.Intent) error {
 	switch in.Kind {
 	case intentCgroup:
-		return undoWith(in, func(c cgroupIntent) error { return r.undoCgroup(ctx, c.Path) })
+		return undoWith(in, func(c cgroupIntent) error { return r.undoCgroup(ctx, c) })
 	case intentNamespaces:
 		return undoWith(in, func(n namespacesIntent) error { return namespace.Unpin(n.Dir) })
 	case intentNetwork:
@@ -122,13 +123,19 @@ func undoWith[T any](in pod.Intent, do func(T) error) error {
 	return do(v)
 }
 
-func (r *Runner) undoCgroup(ctx context.Context, path string) error {
+func (r *Runner) undoCgroup(ctx context.Context, c cgroupIntent) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	if err := errors.Join(r.cgroups.Kill(ctx, path), r.cgroups.Remove(ctx, path)); err != nil {
+	if err := r.cgroups.Kill(ctx, c.Path); err != nil {
 		return err
 	}
-	r.cgroups.RemoveEmpty(filepath.Dir(path))
+	if c.Driver == cgroup.Systemd {
+		return r.cgroups.StopSlice(ctx, c.Path)
+	}
+	if err := r.cgroups.Remove(ctx, c.Path); err != nil {
+		return err
+	}
+	r.cgroups.RemoveEmpty(filepath.Dir(c.Path))
 	return nil
 }
 

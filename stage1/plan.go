@@ -43,7 +43,7 @@ type plan struct {
 // shared is what the apps of a pod have in common.
 type shared struct {
 	config     *runtimeapi.PodSandboxConfig // nil on the command line
-	cgroup     string                       // to be made; empty when the kubelet made it
+	cgroup     string                       // the pod's own; empty when the kubelet made it
 	namespaces namespace.Spec
 	attachment *network.Attachment // nil without a network of its own
 	hostIPC    bool
@@ -185,13 +185,14 @@ func (r *Runner) planPod(ctx context.Context, d *pod.Dir, p *plan, opts Options)
 }
 
 // podParent returns the parent of a pod's cgroups as the driver spells it. Where
-// nobody asked for one it is a cgroup of the pod's own, whose path is made.
-func (r *Runner) podParent(asked string, host manifest.UUID) (parent, made string) {
+// nobody asked for one it is a cgroup of the pod's own, which lies at path own.
+func (r *Runner) podParent(asked string, host manifest.UUID) (parent, own string) {
 	if asked != "" {
 		return asked, ""
 	}
 	if r.cfg.Driver == cgroup.Systemd {
-		return "gantry-" + host.Hex() + ".slice", ""
+		slice := "gantry-" + host.Hex() + ".slice"
+		return slice, "/gantry.slice/" + slice
 	}
 	parent = "/gantry/" + string(host)
 	return parent, parent
@@ -334,7 +335,7 @@ func (r *Runner) intentsOf(d *pod.Dir, p *plan) ([]pod.Intent, error) {
 	}
 	if s := p.shared; s != nil {
 		if s.cgroup != "" {
-			add(intentCgroup, "", cgroupIntent{Path: s.cgroup})
+			add(intentCgroup, "", cgroupIntent{Path: s.cgroup, Driver: r.cfg.Driver})
 		}
 		add(intentNamespaces, "", namespacesIntent{Dir: s.namespaces.Dir})
 		if s.attachment != nil {

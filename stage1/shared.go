@@ -30,7 +30,7 @@ const shmSize = 64 << 20
 // them, runs beside the rest.
 func (r *Runner) startShared(ctx context.Context, d *pod.Dir, p *plan) error {
 	s := p.shared
-	if s.cgroup != "" {
+	if s.cgroup != "" && r.cfg.Driver == cgroup.Cgroupfs { // systemd makes a slice with its first scope
 		if err := r.cgroups.Create(s.cgroup); err != nil {
 			return err
 		}

@@ -227,6 +227,11 @@ func TestPodRunsToItsEnd(t *testing.T) {
 	if left, err := n.pipeline.Pods.Intents(u); err != nil || len(left) != 0 {
 		t.Errorf("intents left: %v, %v", left, err)
 	}
+	for _, pattern := range []string{"gantry.slice/gantry-" + u.Hex() + ".slice", "gantry/" + string(u), "*/gantry/" + string(u)} {
+		if left, err := filepath.Glob("/sys/fs/cgroup/" + pattern); err != nil || len(left) > 0 {
+			t.Errorf("cgroups left: %v, %v", left, err)
+		}
+	}
 	if err := n.runner.RunWith(t.Context(), u, stage1.Options{}); !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("running an ended pod: %v", err)
 	}

@@ -220,6 +220,24 @@ func (h *Hierarchy) AddProcess(path string, pid int) error {
 	return nil
 }
 
+// Of is the group of a process in the v2 hierarchy. ErrNotFound says that the
+// process is gone.
+func (h *Hierarchy) Of(pid int) (string, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		err = errdefs.ErrNotFound
+	}
+	if err != nil {
+		return "", fmt.Errorf("cgroup of process %d: %w", pid, err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("cgroup of process %d: it is in no v2 hierarchy: %w", pid, errdefs.ErrUnsupported)
+}
+
 // Exists says whether the group is there in at least one hierarchy.
 func (h *Hierarchy) Exists(path string) bool {
 	return slices.ContainsFunc(h.dirs(path), func(dir string) bool {

@@ -1,15 +1,6 @@
 package cgroup
 
-import (
-	"context"
-	"fmt"
-	"os"
-
-	systemd "github.com/coreos/go-systemd/v22/dbus"
-	"github.com/godbus/dbus/v5"
-
-	"github.com/gantry-cri/gantry/stage0/errdefs"
-)
+import "context"
 
 // monitorParent holds the groups of the monitors; monitorSlice does for systemd.
 const (
@@ -42,7 +33,7 @@ func (h *Hierarchy) Monitor(d Driver, id string) *Monitor {
 // which memory and processes are charged; a monitor needs no more.
 func (m *Monitor) Place(ctx context.Context, pid int) error {
 	if m.driver == Systemd {
-		return m.startScope(ctx, pid)
+		return startScope(ctx, m.unit, pid)
 	}
 	var err error
 	if len(m.h.v1) == 0 {
@@ -70,41 +61,4 @@ func (m *Monitor) Remove(ctx context.Context) error {
 		m.h.RemoveEmpty(monitorParent)
 	}
 	return err
-}
-
-// startScope asks systemd for a transient scope around the process and waits for the answer.
-func (m *Monitor) startScope(ctx context.Context, pid int) error {
-	if _, err := os.Stat("/run/systemd/system"); err != nil {
-		return fmt.Errorf("cgroup driver %q: this node does not run systemd: %w", m.driver, errdefs.ErrUnsupported)
-	}
-	conn, err := systemd.NewSystemConnectionContext(ctx)
-	if err != nil {
-		return fmt.Errorf("connect to systemd: %w", err)
-	}
-	defer conn.Close()
-	done := make(chan string, 1)
-	// "replace": a scope of that name is left from a monitor that died in its start.
-	if _, err := conn.StartTransientUnitContext(ctx, m.unit, "replace", scopeProperties(m.unit, pid), done); err != nil {
-		return fmt.Errorf("start %s: %w", m.unit, err)
-	}
-	select {
-	case result := <-done:
-		if result != "done" {
-			return fmt.Errorf("start %s: systemd says %q", m.unit, result)
-		}
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("start %s: %w", m.unit, ctx.Err())
-	}
-}
-
-func scopeProperties(unit string, pid int) []systemd.Property {
-	return []systemd.Property{
-		systemd.PropDescription("gantry container monitor " + unit),
-		systemd.PropSlice(monitorSlice),
-		systemd.PropPids(uint32(pid)),
-		{Name: "DefaultDependencies", Value: dbus.MakeVariant(false)},
-		// A scope that failed must not keep its name.
-		{Name: "CollectMode", Value: dbus.MakeVariant("inactive-or-failed")},
-	}
 }

@@ -252,6 +252,9 @@ func (d *Doctor) remove(ctx context.Context, f Finding) error {
 		}
 		return proc.Wait(ctx, f.process)
 	case Cgroup:
+		if strings.HasSuffix(f.Name, ".slice") {
+			return d.cgroups.StopSlice(ctx, f.Name)
+		}
 		return d.cgroups.Remove(ctx, f.Name)
 	case Namespace, Mount:
 		return unix.Unmount(f.Name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
