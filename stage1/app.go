@@ -9,10 +9,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
@@ -58,14 +60,6 @@ func (r *Runner) startApp(ctx context.Context, d *pod.Dir, p *plan, a *appPlan) 
 // launch creates a container below a monitor and starts its process.
 func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, spec *specs.Spec) (pod.Started, error) {
 	bundle := r.pods.AppRunPath(d.UUID(), a.name, "bundle")
-	if r.cfg.Driver == cgroup.Systemd {
-		// crun would put the container into a group below its scope, where neither
-		// statistics nor a command's leaf look for it (crun(1), systemd subgroup).
-		if spec.Annotations == nil {
-			spec.Annotations = map[string]string{}
-		}
-		spec.Annotations["run.oci.systemd.subgroup"] = ""
-	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
 		return pod.Started{}, fmt.Errorf("write OCI configuration: %w", err)
@@ -81,6 +75,7 @@ func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, sp
 	if err := os.MkdirAll(tmp, 0o700); err != nil {
 		return pod.Started{}, fmt.Errorf("make run directory: %w", err)
 	}
+	oomBefore := r.oomKillsAround(a.cgroup.Path)
 	mon := r.cgroups.Monitor(r.cfg.Driver, a.id)
 	m, err := monitor.Start(ctx, monitor.Spec{
 		ID:             a.id,
@@ -103,11 +98,33 @@ func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, sp
 		return pod.Started{}, err
 	}
 	failpoint.Hit(failpoint.ContainerCreated)
+	group, err := r.groupOf(m.Init.PID, a.cgroup.Path)
+	if err != nil {
+		return pod.Started{}, err
+	}
 	if err := p.runtime.Start(ctx, a.id); err != nil {
 		return pod.Started{}, err
 	}
 	failpoint.Hit(failpoint.ContainerStarted)
-	return pod.Started{Init: m.Init, Monitor: m.Monitor, StartedAt: time.Now(), Cgroup: a.cgroup.Path}, nil
+	return pod.Started{Init: m.Init, Monitor: m.Monitor, StartedAt: time.Now(), Cgroup: group, OOMBefore: oomBefore}, nil
+}
+
+// groupOf is the group that holds a container's limits and statistics: path, or
+// what the runtime made below it. Under systemd crun makes another group in the
+// scope (crun(1), run.oci.systemd.subgroup), because it does not tell systemd the
+// limits, and systemd overwrites those of a scope when it reloads.
+func (r *Runner) groupOf(pid int, path string) (string, error) {
+	if r.cgroups.Mode() != cgroup.V2 {
+		return path, nil
+	}
+	group, err := r.cgroups.Of(pid)
+	if err != nil {
+		return "", err
+	}
+	if group != path && !strings.HasPrefix(group, path+"/") {
+		return "", fmt.Errorf("process %d is in cgroup %s, not in %s: %w", pid, group, path, errdefs.ErrState)
+	}
+	return group, nil
 }
 
 // ociSpec gathers what the node and the mounted root filesystem say about an app

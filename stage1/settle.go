@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -14,6 +15,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage1/cgroup"
 	"github.com/gantry-cri/gantry/stage1/monitor"
 	"github.com/gantry-cri/gantry/stage1/proc"
 )
@@ -166,7 +168,14 @@ func (r *Runner) adopt(ctx context.Context, d *pod.Dir, app string) (bool, error
 	if err != nil {
 		return false, nil
 	}
-	return true, d.WriteStarted(app, pod.Started{Init: init, Monitor: mon, StartedAt: time.Now(), Cgroup: c.Cgroup})
+	group, err := r.groupOf(state.Pid, c.Cgroup)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, d.WriteStarted(app, pod.Started{Init: init, Monitor: mon, StartedAt: time.Now(), Cgroup: group, OOMBefore: r.oomKillsAround(c.Cgroup)})
 }
 
 // stateOf asks the runtime for a container's state. The monitor of a start that
@@ -247,15 +256,44 @@ func (r *Runner) exitOf(d *pod.Dir, p *pod.Pod, app string) (pod.Exit, error) {
 		return exit, err
 	}
 	exit.Code, exit.EndedAt, exit.Message = letter.Code, letter.Time, ""
-	switch oom, err := r.cgroups.OOMKills(c.Cgroup); {
+	switch {
 	case letter.Code == 0:
 		exit.Reason = "Completed"
-	case err == nil && oom > 0:
+	case r.outOfMemory(d, app, c, started, letter.Code):
 		exit.Reason = "OOMKilled"
 	default:
 		exit.Reason = "Error"
 	}
 	return exit, nil
+}
+
+// outOfMemory says whether the kernel killed a process of the app for want of
+// memory. systemd removes a scope with its last process, and with it what the
+// kernel counted there. Then the monitor may have seen it; it loses that race on a
+// busy machine, and what the parent counted since the start tells. (Where another
+// container of the pod ran out of memory meanwhile and this one was killed for
+// another reason, that is wrong about the reason.)
+func (r *Runner) outOfMemory(d *pod.Dir, app string, c containerIntent, started pod.Started, code int32) bool {
+	if kills, err := r.cgroups.OOMKills(c.Cgroup); err == nil {
+		return kills > 0
+	}
+	if monitor.SawOOM(r.pods.AppRunPath(d.UUID(), app, "bundle")) {
+		return true
+	}
+	return code == 128+int32(unix.SIGKILL) && r.oomKillsAround(c.Cgroup) > started.OOMBefore
+}
+
+// oomKillsAround is what the parent of a group has counted, below it too and of
+// groups that are gone; 0 on v1, which does not count so.
+func (r *Runner) oomKillsAround(group string) uint64 {
+	if r.cgroups.Mode() != cgroup.V2 {
+		return 0
+	}
+	kills, err := r.cgroups.OOMKills(filepath.Dir(group))
+	if err != nil {
+		return 0 // a slice that systemd has not made yet, or the root
+	}
+	return kills
 }
 
 // readPID reads a pid file and names the process that has the pid now.

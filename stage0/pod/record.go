@@ -82,4 +82,7 @@ type Started struct {
 	StartedAt time.Time `json:"startedAt"`
 	// Cgroup is the path of the app's cgroup, relative to the hierarchy's root.
 	Cgroup string `json:"cgroup"`
+	// OOMBefore is how many processes the kernel had killed for want of memory below
+	// the parent of the app's group when the app was created.
+	OOMBefore uint64 `json:"oomBefore,omitempty"`
 }

@@ -44,3 +44,10 @@ func ReadExit(exitDir, id string) (Exit, bool, error) {
 	}
 	return Exit{Code: int32(code), Time: info.ModTime()}, true, nil
 }
+
+// SawOOM says whether conmon saw the kernel kill a process of the container for
+// want of memory: it leaves a file "oom" in its working directory, the bundle.
+func SawOOM(bundle string) bool {
+	_, err := os.Lstat(filepath.Join(bundle, "oom"))
+	return err == nil
+}

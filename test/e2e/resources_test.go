@@ -38,12 +38,20 @@ func cgroupDir(t *testing.T, id, controller string) string {
 			}
 			return nil // what goes away meanwhile is no matter
 		})
+		if below := filepath.Join(found, "container"); found != "" && isDir(below) {
+			return below // crun's, in the scope that systemd made
+		}
 		if found != "" {
 			return found
 		}
 	}
 	t.Fatalf("container %s has no cgroup", id)
 	return ""
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // limitIn reads one limit of a container where v1 or v2 keeps it.

@@ -249,11 +249,11 @@ func checkNothingLeft(t *testing.T) {
 	harness.Eventually(t, patience, func() string {
 		left := ""
 		for what, script := range map[string]string{
-			"scopes":     "systemctl list-units --all --plain --no-legend 'gantry-*.scope'",
+			"units":      "systemctl list-units --all --plain --no-legend 'gantry-*.scope' 'gantry-*.slice'",
 			"failed":     "systemctl list-units --failed --plain --no-legend",
 			"mounts":     "grep -E ' /(run|var/lib)/gantry/' /proc/self/mountinfo || true",
 			"monitors":   "pgrep -a conmon || true",
-			"pods":       "ls /run/gantry/pods /var/lib/gantry/pods/by-id | grep -v : || true",
+			"pods":       "ls /run/gantry/pods /var/lib/gantry/pods/by-id | grep -v -e : -e '^boot$' || true",
 			"tmp":        "ls /var/lib/gantry/tmp",
 			"OCI states": "find /run/gantry/runtime -mindepth 2 -maxdepth 2",
 			"leases":     "ls /etc/cni/ipam/*/10.* 2>/dev/null || true",
