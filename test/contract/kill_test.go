@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,7 +56,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	}
 	points := strings.Fields(g.CLI(t, "failpoints"))
 	kills := 0
-	for _, p := range points {
+	for _, p := range sample(t, points) {
 		t.Run(p, func(t *testing.T) {
 			l := &life{t: t, g: g, image: image, point: p, hits: hits}
 			l.live()
@@ -71,7 +72,39 @@ func TestKilledAtEveryPoint(t *testing.T) {
 		})
 	}
 	t.Logf("%d kills at %d points", kills, len(points))
-	reached(t, hits, points)
+	if stride(t) == 1 {
+		reached(t, hits, points)
+	}
+}
+
+// stride is $GANTRY_CONTRACT_STRIDE: only every so-many-th point and call is
+// struck, where a machine is too slow for all of them.
+func stride(t *testing.T) int {
+	t.Helper()
+	asked := os.Getenv("GANTRY_CONTRACT_STRIDE")
+	if asked == "" {
+		return 1
+	}
+	n, err := strconv.Atoi(asked)
+	if err != nil || n < 1 {
+		t.Fatalf("GANTRY_CONTRACT_STRIDE is %q, not a number from 1 on", asked)
+	}
+	return n
+}
+
+// sample is every stride-th of points, and says which those are.
+func sample(t *testing.T, points []string) []string {
+	t.Helper()
+	n := stride(t)
+	if n == 1 {
+		return points
+	}
+	var some []string
+	for i := 0; i < len(points); i += n {
+		some = append(some, points[i])
+	}
+	t.Logf("%d of %d points, because GANTRY_CONTRACT_STRIDE is %d: %v", len(some), len(points), n, some)
+	return some
 }
 
 // reached fails for every point that no life has passed: it would prove nothing.
