@@ -150,6 +150,10 @@ func makeSlice(tb testing.TB) string {
 		}
 	}
 	systemctl("start")
+	// A controller that systemd does not know, and that a kubelet wants of its root.
+	if err := os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+hugetlb"), 0o644); err != nil {
+		tb.Errorf("enable hugetlb: %v", err)
+	}
 	tb.Cleanup(func() {
 		if left := children(filepath.Join("/sys/fs/cgroup", slice)); len(left) > 0 {
 			tb.Errorf("%s has children %q", slice, left)

@@ -19,9 +19,10 @@ import (
 )
 
 var (
-	deb  = flag.String("deb", "", "the Debian `package` to install")
-	cuts = flag.Int("cuts", 3, "how `often` the power is cut")
-	only = flag.String("only", "", "suites to run, `separated` by commas; all unless set")
+	deb     = flag.String("deb", "", "the Debian `package` to install")
+	cuts    = flag.Int("cuts", 3, "how `often` the power is cut")
+	figures = flag.String("figures", "", "`file` to which a line a suite is added")
+	only    = flag.String("only", "", "suites to run, `separated` by commas; all unless set")
 )
 
 // suites run in the first boot, in this order, after the package is installed.
@@ -30,6 +31,7 @@ var suites = []string{
 	suite("cgroup"), suite("overlay"), suite("stage1"),
 	suite("e2e"),
 	suite("kubelet"),
+	suite("contract"),
 }
 
 // TestNode installs the package, runs the suites, reboots, and cuts the power, all
@@ -64,7 +66,7 @@ func (m *machine) testInstalled(t *testing.T) {
 	dir := newPayload(t, names...)
 	link(t, dir, "gantry.deb", *deb)
 	addKubelet(t, dir)
-	report(t, m.start(t, pack(t, dir, commands...), "CACHE=unsafe").finish(t, 25*time.Minute))
+	report(t, m.start(t, pack(t, dir, commands...), "CACHE=unsafe").finish(t, 40*time.Minute))
 }
 
 // addKubelet adds the kubelet and the packages of which its web image is made.

@@ -18,7 +18,7 @@ const allDone = "=== all done"
 // has not: a kubelet finds its node's address by it.
 const prelude = `#!/bin/bash
 export HOME=/root GANTRY_BIN=/usr/bin/gantry GANTRY_CACHE=/payload/cache GANTRY_KUBELET=/payload/bin/kubelet
-export GANTRY_CGROUP_DRIVER=systemd GANTRY_SLOWNESS=6
+export GANTRY_CGROUP_DRIVER=systemd GANTRY_SLOWNESS=6 GANTRY_CONTRACT_STRIDE=10
 ip link add dummy0 type dummy
 ip addr add 192.0.2.10/24 dev dummy0
 ip link set dummy0 up
@@ -29,9 +29,10 @@ suite() {
 	name=$1
 	shift
 	echo "=== suite $name"
+	began=$SECONDS
 	"./$name.test" -test.v=test2json "$@" 2>&1
 	status=$?
-	printf '\n=== end of suite %s: %s\n' "$name" $status
+	printf '\n=== end of suite %s: %s after %s s\n' "$name" $status $((SECONDS - began))
 }
 `
 
@@ -40,7 +41,7 @@ suite() {
 var packages = map[string]string{
 	"cgroup": "../../stage1/cgroup", "monitor": "../../stage1/monitor", "exec": "../../stage1/exec", "network": "../../stage1/network",
 	"namespace": "../../stage1/namespace", "stage1": "../../stage1", "overlay": "../../stage0/overlay", "tree": "../../stage0/tree",
-	"guest": "./guest", "e2e": "../e2e", "kubelet": "../kubelet",
+	"guest": "./guest", "e2e": "../e2e", "kubelet": "../kubelet", "contract": "../contract",
 }
 
 // newPayload is a directory to be packed, with the test binaries of suites.
