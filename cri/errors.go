@@ -34,6 +34,7 @@ var classes = []struct {
 	// Never Unimplemented: clients turn whole features off when they see that.
 	{errdefs.ErrUnsupported, codes.FailedPrecondition},
 	{errdefs.ErrBusy, codes.Unavailable},
+	{errdefs.ErrDenied, codes.PermissionDenied},
 	{errdefs.ErrUnverified, codes.DataLoss},
 	{errdefs.ErrUnavailable, codes.Unavailable},
 	{context.DeadlineExceeded, codes.DeadlineExceeded},

@@ -37,6 +37,7 @@ func TestToStatus(t *testing.T) {
 		{"state", t.Context(), run, errdefs.ErrState, codes.FailedPrecondition, "doing it"},
 		{"unsupported is never Unimplemented", t.Context(), run, errdefs.ErrUnsupported, codes.FailedPrecondition, "doing it"},
 		{"busy", t.Context(), run, errdefs.ErrBusy, codes.Unavailable, "doing it"},
+		{"denied", t.Context(), pull, errdefs.ErrDenied, codes.PermissionDenied, "doing it"},
 		{"digest mismatch", t.Context(), pull, errdefs.ErrUnverified, codes.DataLoss, "doing it: verification failed"},
 		{"no registry", t.Context(), pull, errdefs.ErrUnavailable, codes.Unknown, "RegistryUnavailable: doing it"},
 		{"no registry, by a deadline of ours", t.Context(), pull, errors.Join(errdefs.ErrUnavailable, context.DeadlineExceeded), codes.Unknown, "RegistryUnavailable: doing it"},

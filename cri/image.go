@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -223,8 +223,9 @@ func (i *images) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	if err != nil {
 		return nil, err
 	}
-	if r.GetAuth().GetRegistryToken() != "" {
-		return nil, fmt.Errorf("auth.registry_token is not supported: %w", errdefs.ErrInvalid)
+	creds, err := credentials(r.GetAuth())
+	if err != nil {
+		return nil, err
 	}
 	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(r.GetAuth())
 	if err != nil {
@@ -237,7 +238,7 @@ func (i *images) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 		key:   key,
 		grace: i.limits.PullGrace,
 		run: func(ctx context.Context) (string, error) {
-			e, err := i.puller.Fetch(ctx, stage0.FetchRequest{Ref: ref, Credentials: credentials(r.GetAuth())})
+			e, err := i.puller.Fetch(ctx, stage0.FetchRequest{Ref: ref, Credentials: creds})
 			return e.Image.ID.String(), err
 		},
 	})
@@ -247,44 +248,29 @@ func (i *images) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	return &runtimeapi.PullImageResponse{ImageRef: id}, nil
 }
 
-// credentials gives a host what the kubelet sent for it, and nothing to others.
-func credentials(a *runtimeapi.AuthConfig) func(host string) (user, secret string, err error) {
-	if a == nil {
-		return nil
+// requestOrigin is what a trace says about credentials that a request brought.
+const requestOrigin = "the request's auth"
+
+// credentials are those that the kubelet sent: for the host of server_address, if
+// there is one, and for no other. Without any they are nil.
+func credentials(a *runtimeapi.AuthConfig) (credential.Source, error) {
+	c := credential.Credential{
+		User: a.GetUsername(), Password: a.GetPassword(),
+		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
+		Origin: requestOrigin,
 	}
-	return func(host string) (string, string, error) {
-		if a.GetServerAddress() != "" && canonicalHost(a.GetServerAddress()) != canonicalHost(host) {
-			return "", "", nil
-		}
-		switch {
-		case a.GetUsername() != "":
-			return a.GetUsername(), a.GetPassword(), nil
-		case a.GetIdentityToken() != "":
-			return "", a.GetIdentityToken(), nil
-		case a.GetAuth() == "":
-			return "", "", nil
-		}
+	if c.Anonymous() && a.GetAuth() != "" {
 		raw, err := base64.StdEncoding.DecodeString(a.GetAuth())
 		user, secret, ok := strings.Cut(string(raw), ":")
 		if err != nil || !ok {
-			return "", "", fmt.Errorf("auth.auth is not base64 of user:password: %w", errdefs.ErrInvalid)
+			return nil, fmt.Errorf("auth.auth is not base64 of user:password: %w", errdefs.ErrInvalid)
 		}
-		return user, strings.Trim(secret, "\x00"), nil
+		c.User, c.Password = user, strings.Trim(secret, "\x00")
 	}
-}
-
-// canonicalHost is the host of an address that may be a URL. Docker Hub has
-// several names.
-func canonicalHost(address string) string {
-	if u, err := url.Parse(address); err == nil && u.Host != "" {
-		address = u.Host
+	if c.Anonymous() {
+		return nil, nil //nolint:nilnil // none were sent
 	}
-	address, _, _ = strings.Cut(address, "/")
-	switch address {
-	case "index.docker.io", "registry-1.docker.io":
-		return "docker.io"
-	}
-	return address
+	return credential.For(a.GetServerAddress(), c), nil
 }
 
 // RemoveImage removes an image with all its names. What runs from it keeps its

@@ -40,6 +40,9 @@ type Config struct {
 	CNIBinDirs []string `json:"cniBinDirs,omitempty"`
 	// RegistryConfigDir is the certs.d with REGISTRY/hosts.toml.
 	RegistryConfigDir string `json:"registryConfigDir,omitempty"`
+	// RegistryAuthFile is a file in the form of docker's config.json. It has the
+	// credentials for pulls that bring none. Empty is none; see docs/registry.md.
+	RegistryAuthFile string `json:"registryAuthFile,omitempty"`
 	// PullIdleTimeout is how long a registry may send nothing; zero is 60 seconds.
 	PullIdleTimeout Duration `json:"pullIdleTimeout,omitempty"`
 	// CgroupDriver is cgroupfs or systemd; empty is systemd where it is process 1.
@@ -153,7 +156,11 @@ func filesOf(file string) ([]string, error) {
 }
 
 func (c Config) check() error {
-	for _, p := range []struct{ key, path string }{{"dir", c.Dir}, {"runDir", c.RunDir}, {"listen", c.socket()}} {
+	paths := []struct{ key, path string }{{"dir", c.Dir}, {"runDir", c.RunDir}, {"listen", c.socket()}}
+	if c.RegistryAuthFile != "" {
+		paths = append(paths, struct{ key, path string }{"registryAuthFile", c.RegistryAuthFile})
+	}
+	for _, p := range paths {
 		if !filepath.IsAbs(p.path) {
 			return fmt.Errorf("configuration: %s: %q is not an absolute path: %w", p.key, p.path, errdefs.ErrInvalid)
 		}

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -37,8 +38,16 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	if err != nil {
 		return nil, nil, err
 	}
-	source := fetch.NewRegistry(fetch.Config{HostsDir: cfg.RegistryConfigDir, IdleTimeout: cfg.PullIdleTimeout.Duration})
-	return &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Source: source}, r, nil
+	return &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Source: Registry(cfg)}, r, nil
+}
+
+// Registry is where the images of a configuration come from.
+func Registry(cfg Config) *fetch.Registry {
+	c := fetch.Config{HostsDir: cfg.RegistryConfigDir, IdleTimeout: cfg.PullIdleTimeout.Duration}
+	if cfg.RegistryAuthFile != "" {
+		c.Credentials = credential.NewFile(cfg.RegistryAuthFile).For
+	}
+	return fetch.NewRegistry(c)
 }
 
 func (c Config) network() network.Config {

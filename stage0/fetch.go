@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/fetch"
@@ -27,7 +28,7 @@ import (
 
 // Source is where images come from; fetch.Registry is one.
 type Source interface {
-	Resolve(ctx context.Context, ref imageref.Ref, creds fetch.Credentials) (fetch.Remote, error)
+	Resolve(ctx context.Context, ref imageref.Ref, creds credential.Source) (fetch.Remote, error)
 }
 
 // FetchRequest is what both doors ask Fetch for.
@@ -35,8 +36,9 @@ type FetchRequest struct {
 	Ref imageref.Ref
 	// Platform chooses from an image index; nil is the node's own.
 	Platform *ocispec.Platform
-	// Credentials are asked when a registry wants some; nil is anonymous.
-	Credentials fetch.Credentials
+	// Credentials are asked when a registry wants some; nil leaves them to the
+	// source's configuration.
+	Credentials credential.Source
 }
 
 // minParallel is how many layers are fetched at once on a node of few cores,

@@ -40,7 +40,8 @@ type Pulled struct {
 	Unavailable error
 }
 
-// Image finds or fetches an image for the command line, anonymously. It returns
+// Image finds or fetches an image for the command line, with the credentials that
+// the source is configured with. It returns
 // ErrInvalid for an unknown policy, ErrNotFound for what the policy does not
 // find, and the errors of Fetch.
 func (p *Pipeline) Image(ctx context.Context, ref imageref.Ref, policy PullPolicy) (Pulled, error) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gantry-cri/gantry/shim"
 	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1"
@@ -28,6 +29,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	o.path(flags, "dir", "data `DIR`: images, trees, pods (default /var/lib/gantry)", func(c *shim.Config, s string) { c.Dir = s })
 	o.path(flags, "run-dir", "`DIR` of what dies with the boot (default /run/gantry)", func(c *shim.Config, s string) { c.RunDir = s })
 	o.path(flags, "registry-config-dir", "`DIR` with REGISTRY/hosts.toml (default /etc/gantry/certs.d)", func(c *shim.Config, s string) { c.RegistryConfigDir = s })
+	o.path(flags, "registry-auth", "`FILE` with credentials, as docker's config.json (default that of docker; none under serve)", func(c *shim.Config, s string) { c.RegistryAuthFile = s })
 	o.path(flags, "cni-conf-dir", "`DIR` with network configurations (default /etc/cni/net.d)", func(c *shim.Config, s string) { c.CNIConfDir = s })
 	flags.Func("cni-bin-dir", "`DIR` with CNI plugins; may be repeated (default /opt/cni/bin, /usr/lib/cni)", func(s string) error {
 		abs, err := filepath.Abs(s)
@@ -96,9 +98,20 @@ type house struct {
 	runner *stage1.Runner
 }
 
+// user reads the configuration and adds to it what is the user's own, and not the
+// node's: docker's credentials.
+func (o *options) user() (shim.Config, error) {
+	cfg, err := o.load()
+	if err != nil || cfg.RegistryAuthFile != "" {
+		return cfg, err
+	}
+	cfg.RegistryAuthFile, err = credential.DefaultFile()
+	return cfg, err
+}
+
 // house opens what the daemon opens.
 func (o *options) house() (*house, error) {
-	cfg, err := o.load()
+	cfg, err := o.user()
 	if err != nil {
 		return nil, err
 	}

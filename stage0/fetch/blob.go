@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -32,17 +33,16 @@ func (m *remote) open(ctx context.Context, desc ocispec.Descriptor) (*blobReader
 	// A manifest may send its reader to any address in the world, or behind the
 	// firewall; docker stopped to follow.
 	desc.URLs = nil
-	ctx, tr := withTrace(discardLogs(ctx))
+	ctx, tr := m.withTrace(discardLogs(ctx))
 	ctx, cancel := context.WithCancelCause(ctx)
-	rc, err := m.fetcher.Fetch(ctx, desc)
-	if err != nil {
+	b := &blobReader{ctx: ctx, cancel: cancel, trace: tr, desc: desc, fetcher: m.fetcher, idle: m.cfg.IdleTimeout}
+	b.timer = time.AfterFunc(b.idle, b.silent)
+	b.timer.Stop()
+	if err := b.connect(); err != nil {
 		err = tr.explain(ctx, err)
 		cancel(nil)
 		return nil, err
 	}
-	b := &blobReader{ctx: ctx, cancel: cancel, trace: tr, rc: rc, desc: desc, idle: m.cfg.IdleTimeout}
-	b.timer = time.AfterFunc(b.idle, b.stalled)
-	b.timer.Stop()
 	return b, nil
 }
 
@@ -84,22 +84,61 @@ func (m *remote) readDocument(ctx context.Context, desc ocispec.Descriptor) ([]b
 	return data, doc, nil
 }
 
-// blobReader reads one object, ends when no byte comes for a while, and counts.
-type blobReader struct {
-	ctx    context.Context //nolint:containedctx // of this one download; Read has none
-	cancel context.CancelCauseFunc
-	trace  *trace
-	rc     io.ReadCloser
-	desc   ocispec.Descriptor
-	idle   time.Duration
-	timer  *time.Timer // runs while a Read waits: a slow disk is not a slow registry
+// stallShare is the part of the idle time-out for which a transfer that had begun
+// may be silent before it is taken up on another connection.
+const stallShare = 3
 
-	mu  sync.Mutex // held by Read and by Close, so that rc is not closed under a Read
-	got int64
-	err error // ends all further reads
+// resumeProgress is how many bytes make a transfer that broke again a new trouble.
+const resumeProgress = 64 << 10
+
+// errStalled says that a transfer stopped without an end.
+var errStalled = errors.New("the transfer stopped")
+
+// blobReader reads one object and counts. A transfer that breaks or stops goes on
+// where it was, asked for at the registry again, since what it redirected to may
+// be valid no longer. It ends when no byte comes for a while.
+type blobReader struct {
+	ctx     context.Context //nolint:containedctx // of this one download; Read has none
+	cancel  context.CancelCauseFunc
+	trace   *trace
+	desc    ocispec.Descriptor
+	fetcher remotes.Fetcher
+	idle    time.Duration
+	timer   *time.Timer // runs while a Read waits: a slow disk is not a slow registry
+
+	mu    sync.Mutex // held by Read and by Close, so that rc is not closed under a Read
+	rc    io.ReadCloser
+	drop  context.CancelCauseFunc // ends the connection of rc alone
+	begun bool                    // rc has given a byte
+	got   int64
+	mark  int64 // got at the last time that the transfer broke
+	err   error // ends all further reads
 }
 
-func (b *blobReader) stalled() {
+// connect makes rc a reader of what is left. It connects at its first Read.
+func (b *blobReader) connect() error {
+	ctx, drop := context.WithCancelCause(b.ctx)
+	rc, err := b.fetcher.Fetch(ctx, b.desc)
+	if err != nil {
+		drop(nil)
+		return err
+	}
+	if b.got > 0 {
+		seeker, ok := rc.(io.Seeker)
+		if !ok {
+			drop(nil)
+			return errors.Join(errors.ErrUnsupported, rc.Close())
+		}
+		if _, err := seeker.Seek(b.got, io.SeekStart); err != nil {
+			drop(nil)
+			return errors.Join(err, rc.Close())
+		}
+	}
+	b.rc, b.drop, b.begun = rc, drop, false
+	return nil
+}
+
+func (b *blobReader) silent() {
 	b.cancel(fmt.Errorf("got no byte of %s for %s: %w", b.desc.Digest, b.idle, errdefs.ErrUnavailable))
 }
 
@@ -111,21 +150,62 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		return 0, b.err
 	}
 	b.timer.Reset(b.idle)
+	defer b.timer.Stop()
+	for {
+		n, err := b.readOnce(p)
+		b.got += int64(n)
+		if err == nil {
+			return n, nil
+		}
+		if err == io.EOF && b.got == b.desc.Size {
+			b.err = io.EOF
+			return n, b.err
+		}
+		if err == io.EOF {
+			b.err = fmt.Errorf("%s: it has %d bytes, %d were promised: %w", b.trace.where(), b.got, b.desc.Size, errdefs.ErrUnverified)
+			return n, b.err
+		}
+		if b.err = b.resume(err); b.err != nil || n > 0 {
+			return n, b.err
+		}
+	}
+}
+
+// readOnce reads from the present connection, and drops it when it had begun and
+// stops.
+func (b *blobReader) readOnce(p []byte) (int, error) {
+	if b.begun {
+		drop := b.drop
+		stall := time.AfterFunc(b.idle/stallShare, func() { drop(errStalled) })
+		defer stall.Stop()
+	}
 	n, err := b.rc.Read(p)
-	b.timer.Stop()
-	b.got += int64(n)
-	if n > 0 {
+	b.begun = b.begun || n > 0
+	return n, err
+}
+
+// resume connects again after err, if that can help, or says what went wrong.
+func (b *blobReader) resume(err error) error {
+	if b.ctx.Err() != nil || !errors.Is(b.trace.classify(b.ctx, err), errdefs.ErrUnavailable) {
+		return b.trace.explain(b.ctx, err)
+	}
+	if b.got-b.mark >= resumeProgress {
 		b.trace.progress()
 	}
-	switch {
-	case err == io.EOF && b.got == b.desc.Size:
-		b.err = io.EOF
-	case err == io.EOF:
-		b.err = fmt.Errorf("%s: it has %d bytes, %d were promised: %w", b.trace.where(), b.got, b.desc.Size, errdefs.ErrUnverified)
-	case err != nil:
-		b.err = b.trace.explain(b.ctx, err)
+	b.mark = b.got
+	pause, ok := b.trace.mayRetry(0)
+	if !ok {
+		return b.trace.explain(b.ctx, err)
 	}
-	return n, b.err
+	b.drop(nil)
+	_ = b.rc.Close() // what it says about a connection that broke is no news
+	if err := sleep(b.ctx, pause); err != nil {
+		return b.trace.explain(b.ctx, err)
+	}
+	if err := b.connect(); err != nil {
+		return b.trace.explain(b.ctx, err)
+	}
+	return nil
 }
 
 // Close is part of io.Closer. It ends a Read that another goroutine is in.

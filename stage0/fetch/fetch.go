@@ -28,11 +28,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Credentials returns what to say to a registry host ("registry-1.docker.io",
-// "localhost:5000"). An empty user with a secret is an identity token; both
-// empty means anonymous.
-type Credentials func(host string) (user, secret string, err error)
-
 // Remote is an image at its source, as a reference was resolved. It may be used
 // by several goroutines, and is closed after use.
 type Remote interface {

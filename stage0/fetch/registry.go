@@ -6,17 +6,16 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 
+	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/imageref"
 )
@@ -42,6 +41,9 @@ type Config struct {
 	// IdleTimeout bounds how long a download may get no byte, connecting and
 	// repeating included. Zero means 60 seconds.
 	IdleTimeout time.Duration
+	// Credentials are those of a repository for requests that bring none; nil is
+	// anonymous.
+	Credentials func(repository string) credential.Source
 }
 
 // Registry opens images in registries. It keeps nothing between two calls, so
@@ -62,101 +64,83 @@ func NewRegistry(cfg Config) *Registry {
 }
 
 // Resolve asks the registry what ref stands for now. With a digest in ref the
-// registry is asked whether it has it for these credentials. A nil creds is
-// anonymous.
-func (r *Registry) Resolve(ctx context.Context, ref imageref.Ref, creds Credentials) (Remote, error) {
+// registry is asked whether it has it for these credentials. With a nil creds the
+// configured ones are asked.
+func (r *Registry) Resolve(ctx context.Context, ref imageref.Ref, creds credential.Source) (Remote, error) {
 	if ref.IsZero() {
 		return nil, fmt.Errorf("resolve an empty reference: %w", errdefs.ErrInvalid)
 	}
-	m := &remote{cfg: r.cfg}
-	hosts := lazyHosts(func(host string) ([]docker.RegistryHost, error) { return m.hosts(host, creds) })
-	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: hosts, Headers: http.Header{"User-Agent": {userAgent}}})
-	ctx, tr := withTrace(discardLogs(ctx))
-	ctx, cancel := context.WithTimeoutCause(ctx, r.cfg.ResolveTimeout, fmt.Errorf("no answer within %s: %w", r.cfg.ResolveTimeout, errdefs.ErrUnavailable))
-	defer cancel()
-	_, desc, err := resolver.Resolve(ctx, ref.Name())
-	if err == nil {
-		m.desc = desc
-		m.fetcher, err = resolver.Fetcher(ctx, ref.Name())
-	}
+	m, err := r.open(ref, creds)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("resolve %s: %w", ref, tr.explain(ctx, err)), m.Close())
+		return nil, fmt.Errorf("resolve %s: %w", ref, err)
+	}
+	if err := m.resolve(ctx, ref, m.found); err != nil {
+		return nil, errors.Join(fmt.Errorf("resolve %s: %w", ref, err), m.Close())
 	}
 	return m, nil
 }
 
-// lazyHosts asks find once, so that all requests of one image share connections
-// and tokens.
-func lazyHosts(find docker.RegistryHosts) docker.RegistryHosts {
-	var once sync.Once
-	var hosts []docker.RegistryHost
-	var err error
-	return func(host string) ([]docker.RegistryHost, error) {
-		once.Do(func() { hosts, err = find(host) })
-		return hosts, err
+// open finds the endpoints and asks none of them.
+func (r *Registry) open(ref imageref.Ref, creds credential.Source) (*remote, error) {
+	if creds == nil && r.cfg.Credentials != nil {
+		creds = r.cfg.Credentials(ref.Repository())
 	}
+	m := &remote{cfg: r.cfg, bases: map[*http.Client]*http.Transport{}}
+	var err error
+	if m.found, err = m.endpoints(ref, creds); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// resolve asks endpoints what a reference stands for.
+func (m *remote) resolve(ctx context.Context, ref imageref.Ref, at []*Endpoint) error {
+	resolver := docker.NewResolver(docker.ResolverOptions{
+		Hosts:   func(string) ([]docker.RegistryHost, error) { return hosts(at), nil },
+		Headers: http.Header{"User-Agent": {userAgent}},
+	})
+	ctx, tr := m.withTrace(discardLogs(ctx))
+	ctx, cancel := context.WithTimeoutCause(ctx, m.cfg.ResolveTimeout, fmt.Errorf("no answer within %s: %w", m.cfg.ResolveTimeout, errdefs.ErrUnavailable))
+	defer cancel()
+	_, desc, err := resolver.Resolve(ctx, ref.Name())
+	if err != nil {
+		return tr.explain(ctx, err)
+	}
+	m.desc = desc
+	if m.fetcher, err = resolver.Fetcher(ctx, ref.Name()); err != nil {
+		return tr.explain(ctx, err)
+	}
+	return nil
 }
 
 // remote is an image in a registry.
 type remote struct {
 	cfg     Config
+	found   []*Endpoint
+	secrets secrets
 	desc    ocispec.Descriptor
 	fetcher remotes.Fetcher
+	bases   map[*http.Client]*http.Transport
 	pools   []*http.Transport // to be emptied by Close
 }
 
-// hosts finds the hosts that serve a registry.
-func (m *remote) hosts(host string, creds Credentials) ([]docker.RegistryHost, error) {
-	opts := config.HostOptions{Credentials: creds, UpdateClient: m.updateClient}
-	if m.cfg.HostsDir != "" {
-		opts.HostDir = config.HostDirFromRoot(m.cfg.HostsDir)
-	}
-	// containerd logs a hosts.toml that it cannot read and goes on with the
-	// upstream registry, which may be just what the file forbids.
-	var complaint logHook
-	logger := logrus.New()
-	logger.SetOutput(io.Discard)
-	logger.SetLevel(logrus.ErrorLevel)
-	logger.AddHook(&complaint)
-	hosts, err := config.ConfigureHosts(log.WithLogger(context.Background(), logrus.NewEntry(logger)), opts)(host)
-	if err == nil {
-		err = complaint.err
-	}
-	if err != nil {
-		return nil, fmt.Errorf("hosts of registry %s in %s: %w: %w", host, m.cfg.HostsDir, err, errdefs.ErrInvalid)
-	}
-	return hosts, nil
-}
-
-// logHook makes an error of the first error that is logged.
-type logHook struct{ err error }
-
-// Levels is part of logrus.Hook.
-func (h *logHook) Levels() []logrus.Level { return []logrus.Level{logrus.ErrorLevel} }
-
-// Fire is part of logrus.Hook.
-func (h *logHook) Fire(e *logrus.Entry) error {
-	if h.err == nil {
-		h.err = errors.New(e.Message)
-		if cause, ok := e.Data[logrus.ErrorKey].(error); ok {
-			h.err = fmt.Errorf("%s: %w", e.Message, cause)
-		}
-	}
-	return nil
-}
-
 // updateClient puts our transport between containerd's client and its
-// connections. containerd may call it twice for one client.
+// connections. containerd may call it twice for one client, and for a copy of a
+// client that has it already.
 func (m *remote) updateClient(c *http.Client) error {
 	base, ok := c.Transport.(*http.Transport)
 	if !ok {
+		if t, ok := c.Transport.(*transport); ok {
+			m.bases[c] = t.base
+		}
 		return nil
 	}
 	base.TLSHandshakeTimeout = min(base.TLSHandshakeTimeout, m.cfg.ResolveTimeout)
 	base.ResponseHeaderTimeout = min(base.ResponseHeaderTimeout, m.cfg.ResolveTimeout)
 	base.MaxIdleConnsPerHost = base.MaxIdleConns
 	m.pools = append(m.pools, base)
-	c.Transport = &transport{next: base}
+	m.bases[c] = base
+	c.Transport = &transport{next: base, base: base}
 	return nil
 }
 

@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/fetch/registrytest"
@@ -578,14 +579,14 @@ func TestCredentials(t *testing.T) {
 	broken := errors.New("no helper")
 	for _, tc := range []struct {
 		name  string
-		creds fetch.Credentials
+		creds credential.Source
 		want  error
 	}{
 		{"none", nil, errdefs.ErrDenied},
-		{"empty", func(string) (string, string, error) { return "", "", nil }, errdefs.ErrDenied},
-		{"wrong", func(string) (string, string, error) { return "me", "wrong", nil }, errdefs.ErrDenied},
-		{"right", func(h string) (string, string, error) { return "me", "right", nil }, nil},
-		{"error", func(string) (string, string, error) { return "", "", broken }, broken},
+		{"empty", credential.For("", credential.Credential{}), errdefs.ErrDenied},
+		{"wrong", credential.For("", credential.Credential{User: "me", Password: "wrong"}), errdefs.ErrDenied},
+		{"right", credential.For("", credential.Credential{User: "me", Password: "right"}), nil},
+		{"error", func(context.Context, string) (credential.Credential, error) { return credential.Credential{}, broken }, broken},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			remote, err := fetch.NewRegistry(fetch.Config{}).Resolve(context.Background(), parse(t, p.Host+"/i:1"), tc.creds)

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,9 +25,14 @@ import (
 )
 
 const (
-	maxRetries    = 3
+	// maxRetries is how often one endpoint is asked again for one thing; one that
+	// is not the last is given up for the next one after mirrorRetries.
+	maxRetries    = 4
+	mirrorRetries = 1
 	firstBackoff  = 200 * time.Millisecond
-	maxRetryAfter = 10 * time.Second
+	// maxPause bounds a pause, whatever a registry asks for: one that wants to be
+	// left alone for longer is not asked again.
+	maxPause = 20 * time.Second
 )
 
 // errTooLarge says that a registry serves a manifest that is no manifest.
@@ -33,34 +40,82 @@ var errTooLarge = fmt.Errorf("manifest of more than %d bytes: %w", docker.MaxMan
 
 // trace follows one operation, such as a download, through all of its requests.
 type trace struct {
-	mu      sync.Mutex
-	url     string // of the last request, without its query
-	retries int    // since the last progress
+	found   []*Endpoint
+	secrets *secrets
+
+	mu      sync.Mutex // guards what follows
+	url     string     // of the last request, without its query
+	at      int        // the endpoint that the last request belongs to
+	retries int        // at that endpoint since the last progress
+	asked   [][]attempt
 }
+
+// attempt is a request and its answer, and how often they came in a row.
+type attempt struct {
+	request, answer string
+	times           int
+}
+
+// maxAttempts is how many attempts at an endpoint an error tells of.
+const maxAttempts = 6
 
 type traceKey struct{}
 
-func withTrace(ctx context.Context) (context.Context, *trace) {
-	t := &trace{}
+func (m *remote) withTrace(ctx context.Context) (context.Context, *trace) {
+	t := &trace{found: m.found, secrets: &m.secrets, asked: make([][]attempt, len(m.found))}
 	return context.WithValue(ctx, traceKey{}, t), t
 }
 
-// begin notes a request.
+// begin notes a request. One to the host of no endpoint is a redirect or a token
+// server, and belongs to the endpoint that was asked before.
 func (t *trace) begin(u *url.URL) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.url = clean(u)
+	i := slices.IndexFunc(t.found, func(e *Endpoint) bool { return e.host.Host == u.Host })
+	if i >= 0 && i != t.at {
+		t.at, t.retries = i, 0
+	}
 }
 
-// mayRetry takes one repetition from what is allowed and says after what time.
-func (t *trace) mayRetry() (time.Duration, bool) {
+// end notes the answer.
+func (t *trace) end(req *http.Request, resp *http.Response, err error) {
+	a := attempt{request: req.Method + " " + clean(req.URL), times: 1}
+	if err != nil {
+		a.answer = err.Error()
+	} else {
+		a.answer = resp.Status
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.retries >= maxRetries {
+	if t.at >= len(t.asked) {
+		return
+	}
+	all := t.asked[t.at]
+	if n := len(all); n > 0 && all[n-1].request == a.request && all[n-1].answer == a.answer {
+		all[n-1].times++
+		return
+	}
+	t.asked[t.at] = append(all, a)
+}
+
+// mayRetry takes one repetition from what is allowed and says after what time;
+// after is what the registry asks for.
+func (t *trace) mayRetry(after time.Duration) (time.Duration, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	allowed := maxRetries
+	if t.at < len(t.found)-1 {
+		allowed = mirrorRetries
+	}
+	if t.retries >= allowed || after > maxPause {
 		return 0, false
 	}
 	t.retries++
-	return firstBackoff << (t.retries - 1), true
+	pause := firstBackoff << (t.retries - 1)
+	// Many nodes that were refused at once shall not come back at once.
+	pause += rand.N(pause / 4) //nolint:gosec // no secret
+	return max(pause, after), true
 }
 
 // progress says that bytes came: later trouble is new trouble.
@@ -69,6 +124,50 @@ func (t *trace) progress() {
 	defer t.mu.Unlock()
 	t.retries = 0
 }
+
+// String tells which endpoints were asked, by what rule, as whom, and what they
+// answered.
+func (t *trace) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var parts []string
+	for i, e := range t.found {
+		answers := "not asked"
+		if all := t.asked[i]; len(all) > 0 {
+			answers = describe(all)
+		}
+		parts = append(parts, fmt.Sprintf("%s (%s; credentials: %s): %s", e.URL, e.Rule, e.auth.origin(), answers))
+	}
+	return t.secrets.hide(strings.Join(parts, "; "))
+}
+
+func describe(all []attempt) string {
+	var parts []string
+	if left := len(all) - maxAttempts; left > 0 {
+		parts = append(parts, fmt.Sprintf("%d requests, then", left))
+		all = all[left:]
+	}
+	for _, a := range all {
+		text := a.request + ": " + a.answer
+		if a.times > 1 {
+			text += fmt.Sprintf(", %d times", a.times)
+		}
+		parts = append(parts, text)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// tracedError is an error with the way that led to it.
+type tracedError struct {
+	err   error
+	trace string
+}
+
+// Error ends with the trace, so that it begins with what went wrong.
+func (e *tracedError) Error() string { return e.err.Error() + " [asked " + e.trace + "]" }
+
+// Unwrap returns what went wrong.
+func (e *tracedError) Unwrap() error { return e.err }
 
 func (t *trace) where() string {
 	t.mu.Lock()
@@ -91,20 +190,23 @@ func clean(u *url.URL) string {
 // them too, but at once. It also keeps manifests to their size.
 type transport struct {
 	next http.RoundTripper
+	base *http.Transport // at the end of next
 }
 
 // RoundTrip is part of http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	tr, ok := req.Context().Value(traceKey{}).(*trace)
 	if !ok {
-		tr = &trace{}
+		tr = &trace{secrets: &secrets{}}
 	}
+	req = plainRange(req)
 	for {
 		tr.begin(req.URL)
 		resp, err := t.next.RoundTrip(req)
+		tr.end(req, resp, err)
 		pause, retry := shouldRetry(req, resp, err, tr)
 		if !retry {
-			return limitManifest(req, resp, err)
+			return answer(req, resp, err)
 		}
 		if resp != nil {
 			_ = resp.Body.Close() // its answer is thrown away
@@ -118,23 +220,79 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
+// answer makes of an answer what containerd's client can be trusted with.
+func answer(req *http.Request, resp *http.Response, err error) (*http.Response, error) {
+	if err == nil && isOverloaded(resp.StatusCode) {
+		// containerd would ask again, at once.
+		return nil, errors.Join(remoteerrors.NewUnexpectedStatusErr(resp), resp.Body.Close())
+	}
+	if err == nil {
+		err = checkRange(req, resp)
+		if err != nil {
+			return nil, errors.Join(err, resp.Body.Close())
+		}
+		resp.Body = &brokenBody{resp.Body}
+	}
+	return limitManifest(req, resp, err)
+}
+
+// plainRange asks for a part of the bytes themselves: a range of what a server
+// compressed on the way fits to nothing that was read before.
+func plainRange(req *http.Request) *http.Request {
+	if req.Header.Get("Range") == "" {
+		return req
+	}
+	req = req.Clone(req.Context())
+	req.Header.Set("Accept-Encoding", "identity")
+	return req
+}
+
+// checkRange holds a part to what was asked for.
+func checkRange(req *http.Request, resp *http.Response) error {
+	want, found := strings.CutPrefix(req.Header.Get("Range"), "bytes=")
+	if !found || resp.StatusCode != http.StatusPartialContent {
+		return nil
+	}
+	if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, "bytes "+want) {
+		return fmt.Errorf("asked for bytes %s, got range %q: %w", want, got, errdefs.ErrUnverified)
+	}
+	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		return fmt.Errorf("a part of it came in encoding %q: %w", e, errdefs.ErrUnverified)
+	}
+	return nil
+}
+
+// brokenBody gives a broken transfer an error of our own: what containerd does
+// about it has no pause and no word of why it did not help.
+type brokenBody struct{ io.ReadCloser }
+
+// Read is part of io.Reader.
+func (b *brokenBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = errBroken
+	}
+	return n, err
+}
+
+var errBroken = errors.New("the connection ended in the middle of the transfer")
+
 // shouldRetry takes from the operation's repetitions only when another attempt
 // makes sense.
 func shouldRetry(req *http.Request, resp *http.Response, err error, tr *trace) (time.Duration, bool) {
-	if req.Context().Err() != nil || (req.Body != nil && req.GetBody == nil) {
+	if req.Context().Err() != nil || (req.Body != nil && req.Body != http.NoBody && req.GetBody == nil) {
 		return 0, false
 	}
-	if err != nil && !isConnectionError(err) {
+	if err != nil {
+		if !isConnectionError(err) {
+			return 0, false
+		}
+		return tr.mayRetry(0)
+	}
+	if !isOverloaded(resp.StatusCode) {
 		return 0, false
 	}
-	if err == nil && !isOverloaded(resp.StatusCode) {
-		return 0, false
-	}
-	pause, ok := tr.mayRetry()
-	if ok && err == nil {
-		pause = max(pause, retryAfter(resp))
-	}
-	return pause, ok
+	return tr.mayRetry(retryAfter(resp, time.Now()))
 }
 
 func isConnectionError(err error) bool {
@@ -147,20 +305,24 @@ func isConnectionError(err error) bool {
 
 func isOverloaded(code int) bool {
 	switch code {
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
+		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return true
 	}
 	return false
 }
 
-// retryAfter returns what the registry asks for, within reason. The form with a
-// date is not in use among registries.
-func retryAfter(resp *http.Response) time.Duration {
-	s, err := strconv.Atoi(resp.Header.Get("Retry-After"))
-	if err != nil || s < 0 {
-		return 0
+// retryAfter returns how long the registry wants to be left alone (RFC 9110,
+// 10.2.3), zero when it does not say.
+func retryAfter(resp *http.Response, now time.Time) time.Duration {
+	said := resp.Header.Get("Retry-After")
+	if s, err := strconv.ParseInt(said, 10, 32); err == nil {
+		return max(0, time.Duration(s)*time.Second)
 	}
-	return min(time.Duration(s)*time.Second, maxRetryAfter)
+	if at, err := http.ParseTime(said); err == nil {
+		return max(0, at.Sub(now))
+	}
+	return 0
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -194,34 +356,39 @@ func limitManifest(req *http.Request, resp *http.Response, err error) (*http.Res
 	if resp.ContentLength > docker.MaxManifestSize {
 		return nil, errors.Join(errTooLarge, resp.Body.Close())
 	}
-	resp.Body = &limitedBody{ReadCloser: resp.Body, left: docker.MaxManifestSize}
+	resp.Body = &limitedBody{ReadCloser: resp.Body, left: docker.MaxManifestSize, err: errTooLarge}
 	return resp, nil
 }
 
 type limitedBody struct {
 	io.ReadCloser
 	left int64
+	err  error // when there is more
 }
 
 // Read is part of io.Reader.
 func (b *limitedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if b.left -= int64(n); b.left < 0 {
-		return n, errTooLarge
+		return n, b.err
 	}
 	return n, err
 }
 
 // explain gives an error of containerd's client its class and says where it
 // happened, without the queries of signed URLs. A context that ended is the
-// reason of whatever followed.
+// reason of whatever followed. The trace is added.
 func (t *trace) explain(ctx context.Context, err error) error {
+	return &tracedError{t.classify(ctx, err), t.String()}
+}
+
+func (t *trace) classify(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", t.where(), context.Cause(ctx))
 	}
 	var status remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &status) {
-		return explainStatus(status, err)
+		return t.explainStatus(status, err)
 	}
 	var u *url.Error
 	if errors.As(err, &u) {
@@ -267,7 +434,7 @@ func classOf(err error) error {
 	return errdefs.ErrUnavailable
 }
 
-func explainStatus(status remoteerrors.ErrUnexpectedStatus, err error) error {
+func (t *trace) explainStatus(status remoteerrors.ErrUnexpectedStatus, err error) error {
 	where := "registry"
 	if u, err := url.Parse(status.RequestURL); err == nil {
 		where = clean(u)
@@ -277,7 +444,7 @@ func explainStatus(status remoteerrors.ErrUnexpectedStatus, err error) error {
 	if errors.As(err, &said) {
 		text += ": " + said.Error()
 	}
-	return fmt.Errorf("%s: %s: %w", where, strings.TrimSpace(text), statusClass(status.StatusCode))
+	return fmt.Errorf("%s: %s: %w", where, t.secrets.hide(strings.TrimSpace(text)), statusClass(status.StatusCode))
 }
 
 func statusClass(code int) error {

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -27,18 +28,29 @@ import (
 // Registry is a running docker-registry.
 type Registry struct {
 	Host string // "127.0.0.1:PORT"
+
+	scheme string
+	client *http.Transport
+	login  authn.Authenticator // for Push
+	tokens *Tokens             // for Push, too
 }
 
 // Start runs a registry until the test ends; without the program the test is
 // skipped.
 func Start(t testing.TB) *Registry {
 	t.Helper()
+	return StartSecure(t, Security{})
+}
+
+// StartSecure is Start for a registry that does not serve everybody.
+func StartSecure(t testing.TB, s Security) *Registry {
+	t.Helper()
 	program, err := exec.LookPath("docker-registry")
 	if err != nil {
 		t.Skip("docker-registry is not installed")
 	}
 	for range 5 { // another process may take the port between the two steps
-		if r := start(t, program, freePort(t)); r != nil {
+		if r := start(t, program, freePort(t), s); r != nil {
 			return r
 		}
 	}
@@ -46,11 +58,11 @@ func Start(t testing.TB) *Registry {
 	return nil
 }
 
-func start(t testing.TB, program, host string) *Registry {
+func start(t testing.TB, program, host string, s Security) *Registry {
 	t.Helper()
 	dir := t.TempDir()
 	config := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\n", filepath.Join(dir, "data"), host)
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q%s}\n%s", filepath.Join(dir, "data"), host, s.http(t, dir), s.auth(t, dir))
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -67,18 +79,20 @@ func start(t testing.TB, program, host string) *Registry {
 		_ = cmd.Process.Kill() // fails only when it has ended
 		<-ended
 	})
+	r := &Registry{Host: host, scheme: s.scheme(), client: s.client(t), login: s.login(), tokens: s.Tokens}
+	t.Cleanup(r.client.CloseIdleConnections)
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		select {
 		case <-ended:
 			return nil
 		case <-time.After(20 * time.Millisecond):
 		}
-		resp, err := http.Get("http://" + host + "/v2/")
+		resp, err := (&http.Client{Transport: r.client}).Get(r.scheme + "://" + host + "/v2/")
 		if err != nil {
 			continue
 		}
-		if err := resp.Body.Close(); err == nil && resp.StatusCode == http.StatusOK {
-			return &Registry{Host: host}
+		if err := resp.Body.Close(); err == nil && (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusUnauthorized) {
+			return r
 		}
 	}
 	return nil
@@ -103,11 +117,12 @@ func (r *Registry) Push(t testing.TB, ref string, what any) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	opts := []remote.Option{remote.WithTransport(r.transport(t, n.Context().RepositoryStr())), remote.WithAuth(r.login)}
 	switch x := what.(type) {
 	case v1.Image:
-		err = remote.Write(n, x)
+		err = remote.Write(n, x, opts...)
 	case v1.ImageIndex:
-		err = remote.WriteIndex(n, x)
+		err = remote.WriteIndex(n, x, opts...)
 	default:
 		t.Fatalf("cannot push a %T", what)
 	}
@@ -115,6 +130,31 @@ func (r *Registry) Push(t testing.TB, ref string, what any) string {
 		t.Fatal(err)
 	}
 	return full
+}
+
+// transport brings a token along where one is wanted: go-containerregistry does
+// not go to token servers on private addresses.
+func (r *Registry) transport(t testing.TB, repository string) http.RoundTripper {
+	if r.tokens == nil {
+		return r.client
+	}
+	token, err := r.tokens.Token("repository:" + repository + ":pull,push")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bearer{r.client, token}
+}
+
+type bearer struct {
+	next  http.RoundTripper
+	token string
+}
+
+// RoundTrip is part of http.RoundTripper.
+func (b bearer) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Header.Set("Authorization", "Bearer "+b.token)
+	return b.next.RoundTrip(req)
 }
 
 // Proxy stands before a registry and counts its requests.
@@ -129,7 +169,8 @@ type Proxy struct {
 // lets everything through.
 func (r *Registry) Proxy(t testing.TB, around func(w http.ResponseWriter, q *http.Request, next http.Handler)) *Proxy {
 	t.Helper()
-	next := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.Host})
+	next := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: r.scheme, Host: r.Host})
+	next.Transport = r.client
 	next.ErrorHandler = func(http.ResponseWriter, *http.Request, error) {} // a client that went away
 	p := &Proxy{counts: map[string]int{}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
