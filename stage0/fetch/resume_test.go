@@ -1,0 +1,355 @@
+package fetch_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/fetch"
+	"github.com/gantry-cri/gantry/stage0/fetch/registrytest"
+)
+
+// noise does not compress and has no pattern that a wrong offset would hide.
+func noise(n int) string {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(rand.IntN(256)) //nolint:gosec // no secret
+	}
+	return string(b)
+}
+
+// cutting ends what goes through it after some bytes.
+type cutting struct {
+	http.ResponseWriter
+	left int
+	end  func(http.ResponseWriter)
+	sent *atomic.Int64
+}
+
+func (c *cutting) Write(p []byte) (int, error) {
+	n := min(len(p), c.left)
+	c.left -= n
+	c.sent.Add(int64(n))
+	if _, err := c.ResponseWriter.Write(p[:n]); err != nil {
+		return 0, err
+	}
+	c.ResponseWriter.(http.Flusher).Flush()
+	if c.left == 0 {
+		c.end(c.ResponseWriter)
+	}
+	return n, nil
+}
+
+func reset(w http.ResponseWriter) {
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err == nil {
+		_ = conn.(*net.TCPConn).SetLinger(0) // Close then sends a reset
+		_ = conn.Close()
+	}
+	panic(http.ErrAbortHandler)
+}
+
+// A layer whose transfer breaks goes on where it was, each time through another
+// redirect, since an address is good once. No byte comes twice.
+func TestResumeThroughFreshRedirect(t *testing.T) {
+	tokens := registrytest.NewTokens(t)
+	reg := registrytest.StartSecure(t, registrytest.Security{Tokens: tokens})
+	layer := registrytest.PlainLayer(t, false, registrytest.Tar(t, "a", noise(2<<20)))
+	reg.Push(t, "a/b:1", registrytest.Image(t, registrytest.Spec{Platform: amd64, Layers: []v1.Layer{layer}}))
+	data, err := layer.Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := io.ReadAll(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name string
+		end  func(http.ResponseWriter)
+	}{
+		{"cut", func(http.ResponseWriter) { panic(http.ErrAbortHandler) }},
+		{"reset", reset},
+		{"stalls", func(http.ResponseWriter) { <-t.Context().Done() }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var sent, redirects atomic.Int64
+			storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+				if q.Header.Get("Authorization") != "" {
+					t.Error("the storage got the registry's token")
+				}
+				if q.URL.Query().Get("signature") != fmt.Sprint(redirects.Load()) {
+					w.WriteHeader(http.StatusForbidden)
+					return
+				}
+				end := tc.end
+				if tc.name == "stalls" {
+					end = func(http.ResponseWriter) { <-q.Context().Done() }
+				}
+				http.ServeContent(&cutting{w, 700_000, end, &sent}, q, "", time.Time{}, bytes.NewReader(want))
+			}))
+			defer storage.Close()
+			p := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+				if q.Method == http.MethodGet && strings.HasSuffix(q.URL.Path, digestOf(t, layer)) && q.Header.Get("Authorization") != "" {
+					http.Redirect(w, q, fmt.Sprintf("%s/?signature=%d", strings.Replace(storage.URL, "127.0.0.1", "localhost", 1), redirects.Add(1)), http.StatusTemporaryRedirect)
+					return
+				}
+				next.ServeHTTP(w, q)
+			})
+			blobs, err := pulls(t, fetch.Config{Credentials: as(right()), IdleTimeout: 3 * time.Second}, p.Host+"/a/b:1")
+			if err != nil || len(blobs) != 1 || !bytes.Equal(blobs[0], want) {
+				t.Fatalf("got %d blobs, %v", len(blobs), err)
+			}
+			// A reset throws away what had arrived and was not read.
+			again := sent.Load() != int64(len(want)) && tc.name != "reset"
+			if redirects.Load() < 3 || again {
+				t.Errorf("%d redirects, %d bytes of %d", redirects.Load(), sent.Load(), len(want))
+			}
+		})
+	}
+}
+
+// What comes back for a range is held to what was asked for.
+func TestFalseRanges(t *testing.T) {
+	reg := registrytest.Start(t)
+	layer := registrytest.PlainLayer(t, false, registrytest.Tar(t, "a", noise(300_000)))
+	reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: amd64, Layers: []v1.Layer{layer}}))
+	size, err := layer.Size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name   string
+		answer func(w http.ResponseWriter, q *http.Request, next http.Handler)
+		want   error
+	}{
+		{"another part", func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", size-1, size))
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = io.WriteString(w, noise(int(size)))
+		}, errdefs.ErrUnverified},
+		{"compressed", func(w http.ResponseWriter, q *http.Request, _ http.Handler) {
+			w.Header().Set("Content-Range", "bytes "+strings.TrimPrefix(q.Header.Get("Range"), "bytes=")+fmt.Sprintf("%d/%d", size-1, size))
+			w.Header().Set("Content-Encoding", "gzip")
+			w.WriteHeader(http.StatusPartialContent)
+		}, errdefs.ErrUnverified},
+		{"more than there is", func(w http.ResponseWriter, q *http.Request, _ http.Handler) {
+			w.Header().Set("Content-Range", "bytes "+strings.TrimPrefix(q.Header.Get("Range"), "bytes=")+"9999999/9999999")
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = io.WriteString(w, noise(int(size)))
+		}, errdefs.ErrUnverified},
+		{"all of it", func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+			q.Header.Del("Range")
+			next.ServeHTTP(w, q)
+		}, nil},
+		{"gone meanwhile", func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.WriteHeader(http.StatusNotFound) }, errdefs.ErrNotFound},
+		{"forbidden meanwhile", func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.WriteHeader(http.StatusForbidden) }, errdefs.ErrDenied},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var sent atomic.Int64
+			p := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+				switch {
+				case !strings.HasSuffix(q.URL.Path, digestOf(t, layer)):
+					next.ServeHTTP(w, q)
+				case q.Header.Get("Range") == "":
+					next.ServeHTTP(&cutting{w, 100_000, func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, &sent}, q)
+				default:
+					tc.answer(w, q, next)
+				}
+			})
+			_, err := pulls(t, fetch.Config{IdleTimeout: 3 * time.Second}, p.Host+"/i:1")
+			if !errors.Is(err, tc.want) {
+				t.Errorf("error %v, want %v", err, tc.want)
+			}
+			if tc.want != nil {
+				wantOneClass(t, err, tc.want)
+			}
+		})
+	}
+}
+
+// A registry that asks for patience gets it, within bounds.
+func TestRetryAfter(t *testing.T) {
+	reg := registrytest.Start(t)
+	reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: amd64}))
+	for _, tc := range []struct {
+		name, after string
+		code        int
+		atLeast     time.Duration
+		want        error
+		requests    int
+	}{
+		{name: "seconds", after: "1", code: 429, atLeast: time.Second, requests: 2},
+		{name: "a date", after: "date", code: 503, atLeast: time.Second, requests: 2},
+		{name: "none", code: 500, atLeast: 200 * time.Millisecond, requests: 2},
+		{name: "nonsense", after: "-7", code: 502, atLeast: 200 * time.Millisecond, requests: 2},
+		{name: "too long", after: "3600", code: 429, want: errdefs.ErrUnavailable, requests: 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			requests := 0
+			p := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+				if !strings.HasSuffix(q.URL.Path, "/manifests/1") {
+					next.ServeHTTP(w, q)
+					return
+				}
+				if requests++; requests > 1 {
+					next.ServeHTTP(w, q)
+					return
+				}
+				switch tc.after {
+				case "":
+				case "date":
+					w.Header().Set("Retry-After", time.Now().Add(2*time.Second).UTC().Format(http.TimeFormat))
+				default:
+					w.Header().Set("Retry-After", tc.after)
+				}
+				w.WriteHeader(tc.code)
+			})
+			began := time.Now()
+			_, err := pulls(t, fetch.Config{}, p.Host+"/i:1")
+			took := time.Since(began)
+			if !errors.Is(err, tc.want) || requests != tc.requests || took < tc.atLeast || took > 10*time.Second {
+				t.Errorf("%v after %d requests and %s", err, requests, took)
+			}
+		})
+	}
+}
+
+// The error of a failed pull says who was asked, why, as whom, and what they said;
+// and a mirror that cannot is left for the next endpoint.
+func TestTrace(t *testing.T) {
+	reg := registrytest.Start(t)
+	reg.Push(t, "a/b:1", registrytest.Image(t, registrytest.Spec{Platform: amd64}))
+	ill := reg.Proxy(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	file := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://127.0.0.1:1\"]\n[host.\"http://%s\"]\n", reg.Host, ill.Host)
+	root := hostsToml(t, "example.test", file)
+	if _, err := pulls(t, fetch.Config{HostsDir: root}, "example.test/a/b:1"); err != nil {
+		t.Errorf("the last endpoint has it: %v", err)
+	}
+	if n := ill.Count("HEAD", "/manifests/1"); n != 2 {
+		t.Errorf("the mirror that could not was asked %d times for the tag", n)
+	}
+	_, err := pulls(t, fetch.Config{HostsDir: root}, "example.test/a/b:2")
+	for _, part := range []string{
+		root + "/example.test/hosts.toml: host 1;", "connect: connection refused, 2 times", ill.Host + "/v2 (", "503 Service Unavailable, 2 times",
+		"hosts.toml: server; credentials: not wanted): HEAD http://" + reg.Host + "/v2/a/b/manifests/2: 404 Not Found",
+	} {
+		if !strings.Contains(fmt.Sprint(err), part) {
+			t.Errorf("error %v lacks %q", err, part)
+		}
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	reg := registrytest.Start(t)
+	img := registrytest.Image(t, registrytest.Spec{Platform: amd64, Layers: []v1.Layer{registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))}})
+	reg.Push(t, "a/b:1", img)
+	blobs, none := reg.Proxy(t, nil), reg.Proxy(t, nil)
+	file := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"push\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\"]\n", reg.Host, none.Host, blobs.Host)
+	root := hostsToml(t, "example.test", file)
+	if _, err := pulls(t, fetch.Config{HostsDir: root}, "example.test/a/b:1"); err != nil {
+		t.Fatal(err)
+	}
+	if none.Count("", "") != 0 || none.Count("GET", "") != 0 || none.Count("HEAD", "") != 0 {
+		t.Error("a host that may not be pulled from was asked")
+	}
+	if blobs.Count("HEAD", "/manifests/1") != 0 || blobs.Count("GET", "") == 0 {
+		t.Error("a host without resolve was asked for the tag, or for nothing")
+	}
+	es, err := fetch.NewRegistry(fetch.Config{HostsDir: root}).Explain(t.Context(), parse(t, "example.test/a/b:1"), nil, true)
+	if err != nil || len(es) != 2 {
+		t.Fatalf("%d endpoints, %v", len(es), err)
+	}
+	for _, e := range es {
+		if e.Probe == nil || e.Probe.Digest != digestOf(t, img) {
+			t.Errorf("%s: probe %+v", e.URL, e.Probe)
+		}
+	}
+	// The file says that nobody may be asked; nobody is, upstream least of all.
+	root = hostsToml(t, reg.Host, fmt.Sprintf("server = \"http://%s\"\ncapabilities = [\"push\"]\n", reg.Host))
+	if _, err := pulls(t, fetch.Config{HostsDir: root}, reg.Host+"/a/b:1"); !errors.Is(err, errdefs.ErrInvalid) {
+		t.Errorf("without an endpoint: %v", err)
+	}
+}
+
+// A file that names a server forbids the registry itself.
+func TestNoFallback(t *testing.T) {
+	upstream := registrytest.Start(t)
+	upstream.Push(t, "a/b:1", registrytest.Image(t, registrytest.Spec{Platform: amd64}))
+	p := upstream.Proxy(t, nil)
+	root := hostsToml(t, p.Host, "server = \"http://127.0.0.1:1\"\n")
+	if _, err := pulls(t, fetch.Config{HostsDir: root}, p.Host+"/a/b:1"); !errors.Is(err, errdefs.ErrUnavailable) {
+		t.Errorf("error %v, want ErrUnavailable", err)
+	}
+	if n := p.Count("HEAD", "") + p.Count("GET", ""); n != 0 {
+		t.Errorf("upstream was asked %d times", n)
+	}
+}
+
+func TestHeaders(t *testing.T) {
+	reg := registrytest.Start(t)
+	reg.Push(t, "a/b:1", registrytest.Image(t, registrytest.Spec{Platform: amd64}))
+	p := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		if q.Header.Get("X-Key") != "hunter2key" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, q)
+	})
+	root := hostsToml(t, "example.test", fmt.Sprintf("server = \"http://%s\"\n[header]\nX-Key = \"hunter2key\"\n", p.Host))
+	if _, err := pulls(t, fetch.Config{HostsDir: root}, "example.test/a/b:1"); err != nil {
+		t.Error(err)
+	}
+	root = hostsToml(t, "example.test", fmt.Sprintf("server = \"http://%s\"\n[header]\nX-Key = \"hunter2key\"\nX-Other = 3\n", p.Host))
+	_, err := pulls(t, fetch.Config{HostsDir: root}, "example.test/a/b:1")
+	if !errors.Is(err, errdefs.ErrInvalid) || strings.Contains(fmt.Sprint(err), "hunter2key") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// The environment is read once by a process, so the test is one of its own.
+func TestProxyOfTheEnvironment(t *testing.T) {
+	const name = "GANTRY_TEST_PROXIED"
+	if runChild(t, name) {
+		_, err := pulls(t, fetch.Config{HostsDir: hostsToml(t, "example.test", "server = \"http://registry.invalid\"\n")}, "example.test/a/b:1")
+		if err != nil {
+			t.Error(err)
+		}
+		es, err := fetch.NewRegistry(fetch.Config{HostsDir: hostsToml(t, "example.test", "server = \"http://registry.invalid\"\n")}).Explain(t.Context(), parse(t, "example.test/a/b:1"), nil, false)
+		if err != nil || len(es) != 1 || es[0].Proxy == "" || strings.Contains(es[0].Proxy, "hunter2") {
+			t.Errorf("explained as %+v, %v", es, err)
+		}
+		return
+	}
+	reg := registrytest.Start(t)
+	reg.Push(t, "a/b:1", registrytest.Image(t, registrytest.Spec{Platform: amd64, Layers: []v1.Layer{registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))}}))
+	var seen atomic.Int64
+	to := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: reg.Host}) }}
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.URL.Host == "registry.invalid" && q.Header.Get("Proxy-Authorization") != "" {
+			seen.Add(1)
+		}
+		to.ServeHTTP(w, q)
+	}))
+	defer proxy.Close()
+	child(t, name, "HTTP_PROXY="+strings.Replace(proxy.URL, "http://", "http://me:hunter2@", 1))
+	if seen.Load() < 3 {
+		t.Errorf("the proxy saw %d requests", seen.Load())
+	}
+}
