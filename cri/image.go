@@ -70,14 +70,21 @@ func newImages(cfg Config, x *index, js *jobs, limits Limits) *images {
 // path of any call.
 func (i *images) collect() {
 	log := klog.FromContext(i.index.ctx)
+	var again <-chan time.Time
 	for {
 		select {
 		case <-i.index.ctx.Done():
 			return
 		case <-i.freed:
+		case <-again:
 		}
+		again = nil
 		freed, err := i.puller.CollectTrees(i.index.ctx)
-		if err != nil && i.index.ctx.Err() == nil {
+		if errors.Is(err, errdefs.ErrBusy) {
+			// A pull is under way, which may take hours.
+			log.V(4).Info("Collecting trees was put off", "err", err)
+			again = time.After(i.limits.Collect)
+		} else if err != nil && i.index.ctx.Err() == nil {
 			log.Error(err, "Collecting trees failed")
 		}
 		if len(freed) > 0 {

@@ -62,6 +62,8 @@ type Limits struct {
 	PullGrace time.Duration
 	// Sample is the pause between two samples of the statistics.
 	Sample time.Duration
+	// Collect is the pause after which trees are collected that a pull held.
+	Collect time.Duration
 }
 
 // DefaultLimits are a little longer than what a kubelet waits, so that a repeated
@@ -75,6 +77,7 @@ var DefaultLimits = Limits{
 	Claim:      2 * time.Minute,
 	PullGrace:  5 * time.Second,
 	Sample:     10 * time.Second,
+	Collect:    time.Minute,
 }
 
 func (l Limits) withDefaults() Limits {
@@ -87,6 +90,7 @@ func (l Limits) withDefaults() Limits {
 		{&l.Claim, &DefaultLimits.Claim},
 		{&l.PullGrace, &DefaultLimits.PullGrace},
 		{&l.Sample, &DefaultLimits.Sample},
+		{&l.Collect, &DefaultLimits.Collect},
 	} {
 		if *f.is == 0 {
 			*f.is = *f.or

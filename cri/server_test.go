@@ -59,8 +59,10 @@ type rig struct {
 	stored   []store.Entry
 	fetches  int
 	fetchErr error
-	unknown  []string
-	usage    uint64
+	// The first two collections find a pull that is under way.
+	collections int
+	unknown     []string
+	usage       uint64
 	// noNetwork: no sandbox has come as far as a network.
 }
 
@@ -84,6 +86,7 @@ func (r *rig) serve() {
 		Images: imageStore{r}, Puller: r, Trees: r, Node: r,
 		StreamURL: &url.URL{Scheme: "http", Host: "127.0.0.1:1"},
 		DataDir:   r.dir, Version: "1.2.3", Info: map[string]string{"dir": r.dir},
+		Limits: Limits{Collect: time.Millisecond},
 	})
 	if err != nil {
 		r.t.Fatal(err)
@@ -311,8 +314,18 @@ func (r *rig) Fetch(_ context.Context, req stage0.FetchRequest) (store.Entry, er
 	r.fetches++
 	return busybox, r.fetchErr
 }
-func (r *rig) CollectTrees(context.Context) ([]string, error) { return nil, nil }
-func (r *rig) Usage() (bytes, inodes int64, err error)        { return 4096, 2, nil }
+
+func (r *rig) CollectTrees(context.Context) ([]string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.collections++
+	if r.collections < 3 {
+		return nil, fmt.Errorf("a pull is under way: %w", errdefs.ErrBusy)
+	}
+	return nil, nil
+}
+
+func (r *rig) Usage() (bytes, inodes int64, err error) { return 4096, 2, nil }
 
 func (r *rig) Status(context.Context) NodeStatus {
 	return NodeStatus{NetworkErr: errors.New("no configuration in /etc/cni/net.d"), Handlers: []Handler{{}}, Runtime: "crun: first in PATH"}
@@ -810,6 +823,11 @@ func TestImages(t *testing.T) {
 	if err != nil || len(list.Images) != 0 {
 		t.Errorf("list %v, %v", list, err)
 	}
+	eventually(t, "the trees to be collected once no pull is under way", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.collections == 3
+	})
 }
 
 func TestExecSync(t *testing.T) {

@@ -11,8 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
@@ -22,17 +21,12 @@ const socketMode = 0o660
 // lockDir makes sure that one daemon at a time works on a data directory. The
 // lock goes with the file, or with the process.
 func lockDir(dir string) (*os.File, error) {
-	path := filepath.Join(dir, "daemon.lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := durable.TryLockFile(filepath.Join(dir, "daemon.lock"))
+	if errors.Is(err, errdefs.ErrBusy) {
+		err = fmt.Errorf("another daemon works on it: %w", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = fmt.Errorf("another daemon works on it: %w", errdefs.ErrBusy)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 	}
 	return f, nil
 }

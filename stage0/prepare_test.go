@@ -137,7 +137,7 @@ func TestPrepareThatFailsLeavesNothing(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	unlock, err := p.Images.LockExclusive(t.Context())
+	unlock, err := p.Images.TryLockExclusive()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,6 +179,19 @@ func TestCollectTakesWhatNobodyNames(t *testing.T) {
 	if _, err := p.Prepare(t.Context(), PodSpec{Owner: pod.OwnerCRI, Kind: pod.KindPod, Manifest: manifestOf("a"), Images: []AppImage{{Image: img}}}); err != nil {
 		t.Fatal(err)
 	}
+	pulling, err := p.Images.LockShared(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if retired, err := p.CollectTrees(t.Context()); !errors.Is(err, errdefs.ErrBusy) || len(retired) != 0 {
+		t.Fatalf("beside a pull: retired %v, %v; want ErrBusy", retired, err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := p.CollectTrees(ended); !errors.Is(err, context.Canceled) {
+		t.Fatalf("cancelled beside a pull: %v", err)
+	}
+	pulling()
 	retired, err := p.CollectTrees(t.Context())
 	if err != nil || !slices.Equal(retired, []string{unused.Tree}) {
 		t.Fatalf("retired %v, %v; want %s", retired, err, unused.Tree)

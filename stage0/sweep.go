@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
@@ -24,11 +25,18 @@ func (p *Pipeline) Sweep(ctx context.Context) (Swept, error) {
 	return Swept{Pods: pods}, errors.Join(err, p.Trees.Sweep(ctx))
 }
 
+// How long, and how often, a collection looks whether those who prepare are done.
+const (
+	collectPatience = 2 * time.Second
+	collectPause    = 20 * time.Millisecond
+)
+
 // CollectTrees removes the trees that no image and no pod names. The store's lock
 // is held alone while they are looked for and renamed away; whoever prepares or
-// fetches waits that long, not until the files are gone.
+// fetches waits that long, not until the files are gone. A pull that is under way
+// is not waited for: ErrBusy says to try again later.
 func (p *Pipeline) CollectTrees(ctx context.Context) ([]string, error) {
-	unlock, err := p.Images.LockExclusive(ctx)
+	unlock, err := p.lockCollection(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("collect trees: %w", err)
 	}
@@ -39,6 +47,25 @@ func (p *Pipeline) CollectTrees(ctx context.Context) ([]string, error) {
 	}
 	// The renamed trees lie in tmp, where every sweep looks.
 	return retired, p.Trees.Sweep(ctx)
+}
+
+// lockCollection waits for a prepare, which takes a moment.
+func (p *Pipeline) lockCollection(ctx context.Context) (unlock func(), err error) {
+	patience := time.After(collectPatience)
+	for {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		if unlock, err = p.Images.TryLockExclusive(); !errors.Is(err, errdefs.ErrBusy) {
+			return unlock, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-patience:
+			return nil, err
+		case <-time.After(collectPause):
+		}
+	}
 }
 
 func (p *Pipeline) retireUnused(ctx context.Context) ([]string, error) {

@@ -157,7 +157,6 @@ func (r *Runner) ociSpec(d *pod.Dir, p *plan, a *appPlan) (*specs.Spec, error) {
 
 func (r *Runner) place(p *plan, a *appPlan) (translate.Place, error) {
 	place := translate.Place{
-		ID:          a.id,
 		SandboxID:   string(p.sandboxID),
 		Rootfs:      a.overlay.Target,
 		CgroupsPath: a.cgroup.OCI,

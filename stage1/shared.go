@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
@@ -124,7 +125,7 @@ func (r *Runner) writeNetwork(d *pod.Dir, s *shared, result network.Result) erro
 	if err != nil {
 		return fmt.Errorf("write network result: %w", err)
 	}
-	if err := os.WriteFile(d.RunPath(networkFile), raw, 0o644); err != nil {
+	if err := durable.WriteFile(d.RunPath(networkFile), raw, 0o644, durable.Kill); err != nil {
 		return fmt.Errorf("write network result: %w", err)
 	}
 	if !s.namespaces.Net {
@@ -195,7 +196,6 @@ func (r *Runner) startInit(ctx context.Context, d *pod.Dir, p *plan) error {
 		return err
 	}
 	spec, _, err := translate.ToOCIInit(p.manifest, node, translate.Place{
-		ID:          a.id,
 		SandboxID:   a.id,
 		Rootfs:      r.pods.AppRunPath(d.UUID(), a.name, "rootfs"),
 		Namespaces:  pins,

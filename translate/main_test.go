@@ -82,7 +82,6 @@ func testNode() Node {
 
 func testPlace() Place {
 	return Place{
-		ID:        "c0ffee",
 		SandboxID: "5a0d",
 		Rootfs:    "/run/gantry/pods/u/apps/web/rootfs",
 		Namespaces: map[specs.LinuxNamespaceType]string{

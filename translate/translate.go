@@ -89,9 +89,9 @@ type User struct {
 
 // Place says where stage1 put things. Paths are absolute and on the host.
 type Place struct {
-	// ID is the CRI id of the app's pod, and SandboxID of the sandbox that it
-	// joins; empty for command-line pods.
-	ID, SandboxID string
+	// SandboxID is the CRI id of the sandbox that the app joins; empty for
+	// command-line pods.
+	SandboxID string
 	// Rootfs is the app's root filesystem.
 	Rootfs string
 	// Namespaces are the namespaces to join: network, ipc, uts, and pid where it is

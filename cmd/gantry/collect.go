@@ -14,24 +14,35 @@ import (
 
 // collect marks what is garbage and deletes it. What cannot be deleted now is
 // reported and stays for the next time.
-func (h *house) collect(ctx context.Context, c collection, w io.Writer) error {
+func (h *house) collect(ctx context.Context, c collection, w output) error {
 	expired, err := h.Pods.ExpirePrepared(pod.OwnerCLI, time.Now().Add(-c.expire))
-	printEach(w, "pod %s was never run: garbage\n", expired)
+	printEach(w.stdout, "pod %s was never run: garbage\n", expired)
 	if err != nil {
 		return err
 	}
 	exited, err := h.markExited(ctx, time.Now().Add(-c.grace))
-	printEach(w, "pod %s has exited: garbage\n", exited)
+	printEach(w.stdout, "pod %s has exited: garbage\n", exited)
 	if err != nil || c.markOnly {
 		return err
 	}
 	errs := []error{h.runner.Sweep(ctx)}
 	swept, err := h.Sweep(ctx)
-	printEach(w, "pod %s was prepared by half: deleted\n", swept.Pods)
+	printEach(w.stdout, "pod %s was prepared by half: deleted\n", swept.Pods)
 	errs = append(errs, err, h.Images.Sweep(ctx))
-	trees, err := h.CollectTrees(ctx)
-	printEach(w, "layer %s is in no image and no pod: deleted\n", trees)
+	trees, err := h.collectTrees(ctx, w.stderr)
+	printEach(w.stdout, "layer %s is in no image and no pod: deleted\n", trees)
 	return errors.Join(append(errs, err)...)
+}
+
+// collectTrees leaves layers to a later collection while an image is fetched:
+// that may take hours.
+func (h *house) collectTrees(ctx context.Context, notes io.Writer) ([]string, error) {
+	trees, err := h.CollectTrees(ctx)
+	if errors.Is(err, errdefs.ErrBusy) {
+		fmt.Fprintln(notes, "layers that nothing needs are left to the next collection: an image is being fetched")
+		return nil, nil
+	}
+	return trees, err
 }
 
 func printEach[T any](w io.Writer, format string, all []T) {

@@ -25,7 +25,7 @@ func newGC(o *options) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return h.collect(cmd.Context(), c, cmd.OutOrStdout())
+				return h.collect(cmd.Context(), c, output{cmd.OutOrStdout(), cmd.ErrOrStderr()})
 			})
 		},
 	}

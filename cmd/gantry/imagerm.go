@@ -39,6 +39,6 @@ func removeImages(cmd *cobra.Command, o *options, names []string) error {
 		}
 		fmt.Fprintln(cmd.OutOrStdout(), e.Image.ID)
 	}
-	_, err = h.CollectTrees(cmd.Context())
+	_, err = h.collectTrees(cmd.Context(), cmd.ErrOrStderr())
 	return err
 }

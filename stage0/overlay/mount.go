@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/tree"
 )
@@ -44,29 +45,33 @@ var escaper = strings.NewReplacer(`\`, `\\`, `,`, `\,`, `:`, `\:`)
 // mount shows those of the upper layer, whatever lies below. One that exists
 // is left as it is: the pod may have changed it.
 func Make(treesDir string, p Plan) error {
+	if err := makeDirs(treesDir, p); err != nil {
+		return fmt.Errorf("make overlay directories: %w", durable.NoSpace(err))
+	}
+	return nil
+}
+
+func makeDirs(treesDir string, p Plan) error {
 	if err := os.MkdirAll(p.Work, 0o700); err != nil {
-		return fmt.Errorf("make overlay work directory: %w", err)
+		return err
 	}
 	if _, err := os.Lstat(p.Upper); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(p.Upper), 0o700); err != nil {
-		return fmt.Errorf("make overlay upper directory: %w", err)
+		return err
 	}
 	// Under another name first, so that an upper that exists is one with its attributes.
 	fresh := p.Upper + ".new"
 	if err := os.Mkdir(fresh, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make overlay upper directory: %w", err)
+		return err
 	}
 	if len(p.Lower) > 0 {
 		if err := tree.CopyAttributes(filepath.Join(treesDir, p.Lower[0], "rootfs"), fresh); err != nil {
-			return fmt.Errorf("make overlay upper directory: %w", err)
+			return err
 		}
 	}
-	if err := os.Rename(fresh, p.Upper); err != nil {
-		return fmt.Errorf("make overlay upper directory: %w", err)
-	}
-	return nil
+	return os.Rename(fresh, p.Upper)
 }
 
 // Mount makes the mount. A stack without trees shows the upper directory

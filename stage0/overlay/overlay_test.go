@@ -197,6 +197,20 @@ func TestMountRefuses(t *testing.T) {
 	}
 }
 
+// TestMakeOnAFullDisk holds that callers can tell a disk without inodes.
+func TestMakeOnAFullDisk(t *testing.T) {
+	trees, p := plan(t, "a")
+	full := t.TempDir()
+	if err := unix.Mount("tmpfs", full, "tmpfs", 0, "nr_inodes=2"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(full, 0) }()
+	p.Upper, p.Work = filepath.Join(full, "upper"), filepath.Join(full, "work")
+	if err := Make(trees, p); !errors.Is(err, errdefs.ErrNoSpace) {
+		t.Errorf("got %v, want ErrNoSpace", err)
+	}
+}
+
 // TestMake holds that a new upper looks like the stack's root and one that
 // exists stays as it is.
 func TestMake(t *testing.T) {

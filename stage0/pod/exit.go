@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
@@ -51,9 +52,9 @@ func (d *Dir) WriteExit(app string, e Exit) error {
 		return nil
 	}
 	exits[app] = e
-	err = writeJSON(d.Path(exitFile), exits, d.durability())
+	err = writeJSON(d.Path(exitFile), exits, d.survival())
 	if errors.Is(err, errdefs.ErrNoSpace) {
-		if runErr := writeJSON(d.RunPath(exitFile), exits, volatile); runErr != nil {
+		if runErr := writeJSON(d.RunPath(exitFile), exits, durable.Kill); runErr != nil {
 			return errors.Join(err, runErr)
 		}
 	} else if err != nil {
@@ -71,7 +72,7 @@ func (d *Dir) SaveExits() error {
 		return err
 	}
 	if unsaved {
-		if err := writeJSON(d.Path(exitFile), exits, d.durability()); err != nil {
+		if err := writeJSON(d.Path(exitFile), exits, d.survival()); err != nil {
 			return err
 		}
 	}
@@ -86,7 +87,7 @@ func (d *Dir) DropExits() error {
 
 // WriteStarted says that an app's process runs.
 func (d *Dir) WriteStarted(app string, s Started) error {
-	if err := writeJSON(d.pods.AppRunPath(d.uuid, app, startedFile), s, volatile); err != nil {
+	if err := writeJSON(d.pods.AppRunPath(d.uuid, app, startedFile), s, durable.Kill); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.StartedWritten)
@@ -94,7 +95,9 @@ func (d *Dir) WriteStarted(app string, s Started) error {
 }
 
 // SetReady says that the sandbox is up: written last, removed first.
-func (d *Dir) SetReady() error { return writeFile(d.RunPath(readyFile), nil, volatile) }
+func (d *Dir) SetReady() error {
+	return durable.WriteFile(d.RunPath(readyFile), nil, fileMode, durable.Kill)
+}
 
 // ClearReady says that the sandbox is not up any more, and that it was: one whose
 // maker was killed before it was ready can be told from one that was stopped. It
@@ -109,7 +112,7 @@ func (p *Pods) ClearReady(u manifest.UUID) error {
 
 // WriteResources keeps the resources that were set after the start, in the words
 // of whoever sets and reads them.
-func (d *Dir) WriteResources(v any) error { return writeJSON(d.Path(resourcesFile), v, volatile) }
+func (d *Dir) WriteResources(v any) error { return writeJSON(d.Path(resourcesFile), v, durable.Kill) }
 
 // Resources reads what WriteResources wrote into v; ErrNotFound if it never did.
 func (p *Pods) Resources(u manifest.UUID, v any) error {
@@ -147,7 +150,7 @@ func (d *Dir) Intend(more ...Intent) error {
 	if err != nil {
 		return err
 	}
-	if err := writeJSON(d.Path(intentsFile), append(have, more...), d.durability()); err != nil {
+	if err := writeJSON(d.Path(intentsFile), append(have, more...), d.survival()); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.IntentsWritten)
@@ -181,7 +184,7 @@ func (d *Dir) rewriteIntents(left []Intent) error {
 	if len(left) == 0 {
 		return removeFile(d.Path(intentsFile))
 	}
-	return writeJSON(d.Path(intentsFile), left, d.durability())
+	return writeJSON(d.Path(intentsFile), left, d.survival())
 }
 
 // InitApp is the run directory of a sandbox's init, which is no app: the name is
@@ -201,12 +204,12 @@ func (d *Dir) MakeRunDir() error {
 	for _, name := range names {
 		for _, sub := range []string{"bundle", "rootfs", "exit"} {
 			if err := os.MkdirAll(d.pods.AppRunPath(d.uuid, name, sub), 0o711); err != nil {
-				return fmt.Errorf("make run directory of pod %s: %w", d.uuid, wrapSpace(err))
+				return fmt.Errorf("make run directory of pod %s: %w", d.uuid, durable.NoSpace(err))
 			}
 		}
 	}
 	if err := os.MkdirAll(d.RunPath("ns"), 0o711); err != nil {
-		return fmt.Errorf("make run directory of pod %s: %w", d.uuid, wrapSpace(err))
+		return fmt.Errorf("make run directory of pod %s: %w", d.uuid, durable.NoSpace(err))
 	}
 	return nil
 }

@@ -134,14 +134,6 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
-// wrapSpace classes a full disk, so that callers can tell people what to do.
-func wrapSpace(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", errdefs.ErrNoSpace, err)
-	}
-	return err
-}
-
 // Started reads what was written when an app's process ran; ErrNotFound if it
 // did not run in this boot. A sandbox's init goes by the name InitApp.
 func (p *Pods) Started(u manifest.UUID, app string) (Started, error) {

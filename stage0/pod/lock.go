@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
@@ -49,19 +47,16 @@ func (d *Dir) read() (*Dir, error) {
 }
 
 func (p *Pods) lockDir(ctx context.Context, u manifest.UUID) (*Dir, error) {
-	path := p.Path(u)
-	f, err := os.Open(path)
+	return p.locked(u, func(path string) (*os.File, error) { return durable.Lock(ctx, path, durable.Exclusive) })
+}
+
+func (p *Pods) locked(u manifest.UUID, lock func(path string) (*os.File, error)) (*Dir, error) {
+	f, err := lock(p.Path(u))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("pod %s: %w", u, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock pod %s: %w", u, err)
-	}
-	if err := flock(ctx, f); err != nil {
-		return nil, fmt.Errorf("lock pod %s: %w", u, err)
-	}
-	if !samePath(f, path) {
-		return nil, errors.Join(fmt.Errorf("pod %s: %w", u, errdefs.ErrNotFound), f.Close())
+		return nil, fmt.Errorf("pod %s: %w", u, err)
 	}
 	return &Dir{pods: p, uuid: u, f: f}, nil
 }
@@ -69,64 +64,11 @@ func (p *Pods) lockDir(ctx context.Context, u manifest.UUID) (*Dir, error) {
 // TryLock is for sweeps, which change only what nobody holds: ErrBusy if somebody
 // does. It is not for learning a state: while it holds the lock, others wait.
 func (p *Pods) TryLock(u manifest.UUID) (*Dir, error) {
-	f, err := os.Open(p.Path(u))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("pod %s: %w", u, errdefs.ErrNotFound)
-	}
+	d, err := p.locked(u, func(path string) (*os.File, error) { return durable.TryLock(path, durable.Exclusive) })
 	if err != nil {
-		return nil, fmt.Errorf("lock pod %s: %w", u, err)
+		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = errdefs.ErrBusy
-		}
-		return nil, errors.Join(fmt.Errorf("lock pod %s: %w", u, err), f.Close())
-	}
-	return (&Dir{pods: p, uuid: u, f: f}).read()
-}
-
-// flock locks f exclusively. It owns f when it fails. flock(2) cannot be
-// interrupted, so a waiter whose context ends leaves a goroutine behind that
-// gives the lock back as soon as it comes.
-func flock(ctx context.Context, f *os.File) error {
-	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, unix.EWOULDBLOCK) {
-		return errors.Join(err, f.Close())
-	}
-	done := make(chan error, 1)
-	go func() { done <- retryEINTR(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX) }) }()
-	select {
-	case err := <-done:
-		if err != nil {
-			return errors.Join(err, f.Close())
-		}
-		return nil
-	case <-ctx.Done():
-		go func() { _ = errors.Join(<-done, f.Close()) }() // nobody is left to tell
-		return context.Cause(ctx)
-	}
-}
-
-func retryEINTR(call func() error) error {
-	for {
-		if err := call(); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// samePath says whether path still leads to the file that is open: a lock on a
-// directory that was deleted meanwhile protects nothing.
-func samePath(f *os.File, path string) bool {
-	mine, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Stat(path)
-	return err == nil && os.SameFile(mine, there)
+	return d.read()
 }
 
 // Close gives the lock back.
@@ -151,16 +93,3 @@ func (d *Dir) Path(elem ...string) string { return d.pods.Path(d.uuid, elem...) 
 
 // RunPath joins elem to the pod's run directory.
 func (d *Dir) RunPath(elem ...string) string { return d.pods.RunPath(d.uuid, elem...) }
-
-// syncPath flushes a file or directory to the disk.
-func syncPath(elem ...string) error {
-	path := filepath.Join(elem...)
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("sync: %w", err)
-	}
-	if err := f.Sync(); err != nil {
-		return errors.Join(fmt.Errorf("sync %s: %w", path, err), f.Close())
-	}
-	return f.Close()
-}

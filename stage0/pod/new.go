@@ -12,6 +12,7 @@ import (
 
 	"github.com/appc/spec/schema"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
@@ -27,7 +28,7 @@ func (p *Pods) New(ctx context.Context, r Record, request manifest.Request) (*Di
 		return nil, err
 	}
 	if err := os.Mkdir(p.Path(u), 0o750); err != nil {
-		return nil, fmt.Errorf("make pod directory: %w", wrapSpace(err))
+		return nil, fmt.Errorf("make pod directory: %w", durable.NoSpace(err))
 	}
 	failpoint.Hit(failpoint.PodMade)
 	// Between mkdir and flock a sweep may take the empty directory for an aborted
@@ -54,21 +55,23 @@ func (d *Dir) Commit(pm *schema.PodManifest) error {
 	if err != nil {
 		return fmt.Errorf("write manifest of pod %s: %w: %w", d.uuid, errdefs.ErrInvalid, err)
 	}
-	durable := d.durability()
-	if err := writeFile(d.Path(manifestFile), raw, durable); err != nil {
+	survival := d.survival()
+	if survival == durable.PowerCut {
+		survival = durable.Flush // the directory is synced once for both files
+	}
+	if err := durable.WriteFile(d.Path(manifestFile), raw, fileMode, survival); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.ManifestWritten)
-	if err := writeJSON(d.Path(recordFile), d.record, durable); err != nil {
+	if err := writeJSON(d.Path(recordFile), d.record, survival); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.RecordWritten)
-	if durable == synced {
-		if err := syncPath(d.Path()); err != nil {
-			return err
-		}
-		if err := syncPath(d.pods.dir, byID); err != nil {
-			return err
+	if survival == durable.Flush {
+		for _, dir := range []string{d.Path(), filepath.Join(d.pods.dir, byID)} {
+			if err := durable.SyncDir(dir); err != nil {
+				return err
+			}
 		}
 	}
 	failpoint.Hit(failpoint.PodSynced)
@@ -94,46 +97,22 @@ func (d *Dir) Discard() error {
 	return errors.Join(err, d.Close())
 }
 
-// durability says what a write survives.
-type durability int
-
-const (
-	volatile durability = iota // a killed process
-	synced                     // a power cut
-)
-
-// durability is that of the pod's files: pods of CRI cannot outlive a boot.
-func (d *Dir) durability() durability {
+// survival is that of the pod's files: pods of CRI cannot outlive a boot.
+func (d *Dir) survival() durable.Survival {
 	if d.record.Owner == OwnerCRI {
-		return volatile
+		return durable.Kill
 	}
-	return synced
+	return durable.PowerCut
 }
 
+// fileMode is that of all files of a pod: for root alone.
+const fileMode = 0o600
+
 // writeJSON commits v as a small file.
-func writeJSON(path string, v any, d durability) error {
+func writeJSON(path string, v any, s durable.Survival) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return writeFile(path, append(raw, '\n'), d)
-}
-
-// writeFile commits a small file by rename, so that nobody reads half of it.
-func writeFile(path string, data []byte, d durability) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, wrapSpace(err))
-	}
-	_, err = f.Write(data)
-	if err == nil && d == synced {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, wrapSpace(err)), os.Remove(f.Name()))
-	}
-	return nil
+	return durable.WriteFile(path, append(raw, '\n'), fileMode, s)
 }

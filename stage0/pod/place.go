@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
@@ -93,9 +94,9 @@ func (d *Dir) MoveTo(to Place) error {
 	if d.record.Owner == OwnerCRI {
 		return nil
 	}
-	err := syncPath(d.pods.PlaceDir(to))
+	err := durable.SyncDir(d.pods.PlaceDir(to))
 	if from != Nowhere {
-		err = errors.Join(err, syncPath(d.pods.PlaceDir(from)))
+		err = errors.Join(err, durable.SyncDir(d.pods.PlaceDir(from)))
 	}
 	return err
 }

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
@@ -82,7 +83,7 @@ func (p *Pods) openRunDir() error {
 			return fmt.Errorf("empty run directory of another boot: %w", err)
 		}
 	}
-	return writeFile(marker, []byte(p.bootID), volatile)
+	return durable.WriteFile(marker, []byte(p.bootID), fileMode, durable.Kill)
 }
 
 func removeContents(dir string) error {

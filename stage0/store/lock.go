@@ -2,14 +2,11 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/durable"
 )
 
 // LockShared holds off the collection of images and trees until unlock is
@@ -17,26 +14,26 @@ import (
 // needs it holds the lock over both. It waits for a collection that runs, as
 // long as ctx allows.
 func (s *Store) LockShared(ctx context.Context) (unlock func(), err error) {
-	return s.lockDir(ctx, imagesDir, unix.LOCK_SH)
+	return s.lockDir(ctx, imagesDir, durable.Shared)
 }
 
-// LockExclusive is for collection: nobody else makes or looks for trees and
-// image records until unlock is called. Whoever holds it does no I/O over the
-// network.
-func (s *Store) LockExclusive(ctx context.Context) (unlock func(), err error) {
-	return s.lockDir(ctx, imagesDir, unix.LOCK_EX)
+// TryLockExclusive is for collection: nobody else makes or looks for trees and
+// image records until unlock is called. ErrBusy says that somebody does: a pull
+// holds the shared lock for as long as it takes, so that is not waited for.
+func (s *Store) TryLockExclusive() (unlock func(), err error) {
+	return unlocker(durable.TryLock(filepath.Join(s.dir, imagesDir), durable.Exclusive))
 }
 
 // lockDir locks one of the store's own directories, which are never removed.
-func (s *Store) lockDir(ctx context.Context, name string, how int) (func(), error) {
-	f, err := os.Open(filepath.Join(s.dir, name))
+func (s *Store) lockDir(ctx context.Context, name string, m durable.Mode) (func(), error) {
+	return unlocker(durable.Lock(ctx, filepath.Join(s.dir, name), m))
+}
+
+func unlocker(f *os.File, err error) (func(), error) {
 	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", name, err)
+		return nil, err
 	}
-	if err := flock(ctx, f, how); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", filepath.Join(s.dir, name), err)
-	}
-	return func() { unflock(f) }, nil
+	return func() { durable.Unlock(f) }, nil
 }
 
 // LockLayer makes the caller the only one, of this process and of all others,
@@ -46,113 +43,26 @@ func (s *Store) lockDir(ctx context.Context, name string, how int) (func(), erro
 // Whoever waits for a layer's lock must hold no other: two pulls that want the
 // same two layers would wait for each other.
 func (s *Store) LockLayer(ctx context.Context, name string) (unlock func(), err error) {
-	return s.lockLayer(name, func(f *os.File) error { return flock(ctx, f, unix.LOCK_EX) })
+	return s.lockLayer(name, func(path string) (*os.File, error) { return durable.LockFile(ctx, path) })
 }
 
 // TryLockLayer is LockLayer for those who hold locks of other layers: it returns
 // ErrBusy instead of waiting.
 func (s *Store) TryLockLayer(name string) (unlock func(), err error) {
-	return s.lockLayer(name, func(f *os.File) error {
-		err := flockNow(f, unix.LOCK_EX|unix.LOCK_NB)
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = errdefs.ErrBusy
-		}
-		if err != nil {
-			return errors.Join(err, f.Close())
-		}
-		return nil
-	})
+	return s.lockLayer(name, durable.TryLockFile)
 }
 
-// lockLayer opens and locks the layer's lock file until the file that it locked
-// is the one that has the name: the holder before may have removed it meanwhile.
-// lock closes the file when it fails.
-func (s *Store) lockLayer(name string, lock func(*os.File) error) (func(), error) {
+func (s *Store) lockLayer(name string, lock func(path string) (*os.File, error)) (func(), error) {
 	path := filepath.Join(s.dir, tmpDir, lockPrefix+name)
-	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-		if err != nil {
-			return nil, fmt.Errorf("lock layer %s: %w", name, asNoSpace(err))
-		}
-		if err := lock(f); err != nil {
-			return nil, fmt.Errorf("lock layer %s: %w", name, err)
-		}
-		same, err := isNamed(f, path)
-		if err != nil {
-			unflock(f)
-			return nil, fmt.Errorf("lock layer %s: %w", name, err)
-		}
-		if same {
-			return func() {
-				// Removed while it is locked, so that nobody can hold a lock on
-				// a file that still has the name and is about to lose it. What a
-				// failure leaves behind the sweep takes.
-				_ = os.Remove(path)
-				unflock(f)
-			}, nil
-		}
-		unflock(f)
-	}
-}
-
-// isNamed tells whether the open file is still the one at path.
-func isNamed(f *os.File, path string) (bool, error) {
-	open, err := f.Stat()
+	f, err := lock(path)
 	if err != nil {
-		return false, err
+		return nil, fmt.Errorf("layer %s: %w", name, err)
 	}
-	named, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return os.SameFile(open, named), nil
-}
-
-// flock waits for the lock as long as ctx allows. On an error f is closed, now
-// or, when the wait was given up, as soon as the kernel ends it.
-func flock(ctx context.Context, f *os.File, how int) error {
-	err := flockNow(f, how|unix.LOCK_NB)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, unix.EWOULDBLOCK) {
-		return errors.Join(err, f.Close())
-	}
-	// flock(2) cannot be interrupted from another thread, and asking again and
-	// again would let a stream of shared holders starve an exclusive waiter.
-	done := make(chan error, 1)
-	go func() { done <- flockNow(f, how) }()
-	select {
-	case err := <-done:
-		if err != nil {
-			return errors.Join(err, f.Close())
-		}
-		return nil
-	case <-ctx.Done():
-		go func() {
-			if err := <-done; err == nil {
-				unflock(f)
-			}
-		}()
-		return ctx.Err()
-	}
-}
-
-func flockNow(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// unflock gives the lock up before it closes the file: a child that was forked
-// and has not yet executed holds a copy of the descriptor. Neither can fail for
-// a file that is open.
-func unflock(f *os.File) {
-	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
-	_ = f.Close()
+	return func() {
+		// Removed while it is locked, so that nobody can hold a lock on a file
+		// that still has the name and is about to lose it. What a failure leaves
+		// behind the sweep takes.
+		_ = os.Remove(path)
+		durable.Unlock(f)
+	}, nil
 }

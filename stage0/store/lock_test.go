@@ -19,56 +19,34 @@ func TestLockSharedAndExclusive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := context.Background()
-	one, err := s.LockShared(ctx)
+	one, err := s.LockShared(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	two, err := other.LockShared(ctx)
+	two, err := other.LockShared(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-	defer cancel()
-	if _, err := s.LockExclusive(short); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("LockExclusive beside readers: %v", err)
-	}
-	got := make(chan error, 1)
-	go func() {
-		unlock, err := other.LockExclusive(ctx)
-		if err == nil {
-			unlock()
+	for _, unlock := range []func(){one, two} {
+		if _, err := s.TryLockExclusive(); !errors.Is(err, errdefs.ErrBusy) {
+			t.Fatalf("TryLockExclusive beside readers: %v", err)
 		}
-		got <- err
-	}()
-	one()
-	two()
-	if err := <-got; err != nil {
-		t.Fatal(err)
+		unlock()
 	}
-}
-
-// A lock that was given up while it was waited for is not kept.
-func TestLockAbandoned(t *testing.T) {
-	s, _ := open(t)
-	ctx := context.Background()
-	unlock, err := s.LockExclusive(ctx)
+	unlock, err := other.TryLockExclusive()
 	if err != nil {
 		t.Fatal(err)
 	}
-	short, cancel := context.WithCancel(ctx)
-	cancel()
-	if _, err := s.LockExclusive(short); !errors.Is(err, context.Canceled) {
-		t.Fatalf("LockExclusive: %v", err)
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := s.LockShared(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("LockShared beside a collection: %v", err)
 	}
 	unlock()
-	long, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	again, err := s.LockExclusive(long)
-	if err != nil {
+	if unlock, err = s.LockShared(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	again()
+	unlock()
 }
 
 func TestLockLayerExcludes(t *testing.T) {

@@ -11,7 +11,7 @@
 // cannot be understood costs the one object that it describes.
 //
 // Two locks, both flocks of directories that are never removed: the one of
-// images/ (LockShared, LockExclusive) is between those who need trees and those
+// images/ (LockShared, TryLockExclusive) is between those who need trees and those
 // who collect them, and may be held for as long as a pull takes; the one of refs/
 // is held for the moment in which records or references change, so that a
 // removal and a pull of the same image do not mix.
@@ -30,6 +30,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
@@ -135,7 +136,7 @@ type record struct {
 func Open(dir string) (*Store, error) {
 	for _, sub := range []string{imagesDir, refsDir, tmpDir} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			return nil, fmt.Errorf("open image store: %w", asNoSpace(err))
+			return nil, fmt.Errorf("open image store: %w", durable.NoSpace(err))
 		}
 	}
 	return &Store{dir: dir, records: map[string]record{}, refs: map[string]identityRef{}}, nil

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
@@ -42,7 +42,7 @@ func (s *Store) RemoveRef(ctx context.Context, name string) error {
 		if err := s.removeRef(refFile(name)); err != nil {
 			return fmt.Errorf("remove name %q: %w", name, err)
 		}
-		return syncDir(filepath.Join(s.dir, refsDir))
+		return durable.SyncDir(filepath.Join(s.dir, refsDir))
 	})
 }
 
@@ -88,7 +88,7 @@ func (s *Store) Remove(ctx context.Context, id digest.Digest) error {
 func (s *Store) removeAll(name string, id digest.Digest) error {
 	gone, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), gonePrefix)
 	if err != nil {
-		return asNoSpace(err)
+		return durable.NoSpace(err)
 	}
 	err = os.Rename(filepath.Join(s.dir, imagesDir, name), filepath.Join(gone, name))
 	s.forget(name)
@@ -97,7 +97,7 @@ func (s *Store) removeAll(name string, id digest.Digest) error {
 	}
 	failpoint.Hit(failpoint.ImageRetired)
 	if err == nil {
-		err = syncDir(filepath.Join(s.dir, imagesDir))
+		err = durable.SyncDir(filepath.Join(s.dir, imagesDir))
 	}
 	if err == nil {
 		err = s.removeRefsTo(id)
@@ -128,7 +128,7 @@ func (s *Store) removeRefsTo(id digest.Digest) error {
 	if !removed {
 		return nil
 	}
-	return syncDir(filepath.Join(s.dir, refsDir))
+	return durable.SyncDir(filepath.Join(s.dir, refsDir))
 }
 
 // Sweep removes what calls that were cut short left in tmp, and references to
@@ -188,7 +188,7 @@ func (s *Store) sweepRefs() error {
 // change runs f as the only one who changes records or references. f does
 // nothing that takes long.
 func (s *Store) change(ctx context.Context, f func() error) error {
-	unlock, err := s.lockDir(ctx, refsDir, unix.LOCK_EX)
+	unlock, err := s.lockDir(ctx, refsDir, durable.Exclusive)
 	if err != nil {
 		return err
 	}
@@ -215,6 +215,9 @@ func checkNew(img Image, manifest, config []byte) (string, error) {
 	return name, nil
 }
 
+// fileMode is that of records and references.
+const fileMode = 0o644
+
 // writeRecord makes the image's directory unless a good one is there.
 func (s *Store) writeRecord(name string, img Image, manifest, config []byte) error {
 	if _, err := s.record(img.ID); err == nil {
@@ -233,20 +236,20 @@ func (s *Store) writeRecord(name string, img Image, manifest, config []byte) err
 	}
 	tmp, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), imagePrefix)
 	if err != nil {
-		return asNoSpace(err)
+		return durable.NoSpace(err)
 	}
 	err = errors.Join(
 		os.Chmod(tmp, 0o755),
-		writeSynced(filepath.Join(tmp, imageFile), append(data, '\n')),
-		writeSynced(filepath.Join(tmp, manifestFile), manifest),
-		writeSynced(filepath.Join(tmp, configFile), config),
+		durable.WriteFile(filepath.Join(tmp, imageFile), append(data, '\n'), fileMode, durable.Flush),
+		durable.WriteFile(filepath.Join(tmp, manifestFile), manifest, fileMode, durable.Flush),
+		durable.WriteFile(filepath.Join(tmp, configFile), config, fileMode, durable.Flush),
 	)
 	if err == nil {
-		err = syncDir(tmp)
+		err = durable.SyncDir(tmp)
 	}
 	if err == nil {
 		failpoint.Hit(failpoint.ImageWritten)
-		err = renameSynced(tmp, filepath.Join(s.dir, imagesDir, name), failpoint.ImageRenamed)
+		err = durable.Rename(tmp, filepath.Join(s.dir, imagesDir, name), failpoint.ImageRenamed)
 	}
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(tmp))
@@ -259,7 +262,7 @@ func (s *Store) writeRecord(name string, img Image, manifest, config []byte) err
 func (s *Store) removeBroken(name string) error {
 	gone, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), gonePrefix)
 	if err != nil {
-		return asNoSpace(err)
+		return durable.NoSpace(err)
 	}
 	err = os.Rename(filepath.Join(s.dir, imagesDir, name), filepath.Join(gone, name))
 	return errors.Join(err, os.RemoveAll(gone))
@@ -275,12 +278,12 @@ func (s *Store) writeRef(ref Ref) error {
 	}
 	tmp, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), refPrefix)
 	if err != nil {
-		return fmt.Errorf("name %q: %w", ref.Name, asNoSpace(err))
+		return fmt.Errorf("name %q: %w", ref.Name, durable.NoSpace(err))
 	}
-	err = writeSynced(filepath.Join(tmp, "ref"), append(data, '\n'))
+	err = durable.WriteFile(filepath.Join(tmp, "ref"), append(data, '\n'), fileMode, durable.Flush)
 	if err == nil {
 		failpoint.Hit(failpoint.RefWritten)
-		err = renameSynced(filepath.Join(tmp, "ref"), filepath.Join(s.dir, refsDir, refFile(ref.Name)), failpoint.RefRenamed)
+		err = durable.Rename(filepath.Join(tmp, "ref"), filepath.Join(s.dir, refsDir, refFile(ref.Name)), failpoint.RefRenamed)
 	}
 	if err = errors.Join(err, os.RemoveAll(tmp)); err != nil {
 		return fmt.Errorf("name %q: %w", ref.Name, err)

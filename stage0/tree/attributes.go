@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/durable"
 )
 
 // CopyAttributes gives the directory to the owner, mode, extended attributes
@@ -47,7 +49,7 @@ func copyXattrs(from, to string) error {
 			err = unix.Lsetxattr(to, name, value[:n], 0)
 		}
 		if err != nil {
-			return fmt.Errorf("copy attribute %s of %s: %w", name, from, noSpace(err))
+			return fmt.Errorf("copy attribute %s of %s: %w", name, from, durable.NoSpace(err))
 		}
 	}
 	return nil

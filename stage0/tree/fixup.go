@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
@@ -246,14 +247,14 @@ func fixupDirs(m *Meta, root string, sources map[string]string) error {
 	sorted := slices.SortedFunc(maps.Keys(sources), parentsFirst)
 	for _, p := range sorted[1:] { // the first is the root
 		if err := os.Mkdir(filepath.Join(root, p), 0o700); err != nil {
-			return noSpace(err)
+			return durable.NoSpace(err)
 		}
 	}
 	// Children first: making and changing them is over when a parent gets its times.
 	for _, p := range slices.Backward(sorted) {
 		dir := filepath.Join(root, p)
 		if err := fixupAttributes(sources[p], dir); err != nil {
-			return noSpace(err)
+			return durable.NoSpace(err)
 		}
 		var st unix.Stat_t
 		if err := unix.Lstat(dir, &st); err != nil {

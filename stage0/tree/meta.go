@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
@@ -59,7 +60,7 @@ func writeMeta(dir string, m Meta) error {
 	}
 	// Not synced here: the one syncfs of Commit comes before the rename.
 	if err := os.WriteFile(filepath.Join(dir, metaFile), append(b, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", metaFile, noSpace(err))
+		return fmt.Errorf("write %s: %w", metaFile, durable.NoSpace(err))
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
@@ -58,7 +59,7 @@ func (s *Store) Commit(ctx context.Context, ps ...*Pending) error {
 		return nil
 	}
 	if err := s.sync.run(ctx); err != nil {
-		return fmt.Errorf("commit trees: %w", noSpace(err))
+		return fmt.Errorf("commit trees: %w", durable.NoSpace(err))
 	}
 	failpoint.Hit(failpoint.TreesSynced)
 	for _, p := range ps {
@@ -67,7 +68,7 @@ func (s *Store) Commit(ctx context.Context, ps ...*Pending) error {
 		}
 		failpoint.Hit(failpoint.TreeRenamed)
 	}
-	if err := syncDir(s.trees); err != nil {
+	if err := durable.SyncDir(s.trees); err != nil {
 		return fmt.Errorf("commit trees: %w", err)
 	}
 	failpoint.Hit(failpoint.TreesCommitted)
@@ -96,7 +97,7 @@ func (s *Store) publish(p *Pending) error {
 		return p.Discard()
 	}
 	if err != nil {
-		return fmt.Errorf("rename to %s: %w", target, noSpace(err))
+		return fmt.Errorf("rename to %s: %w", target, durable.NoSpace(err))
 	}
 	err = p.lock.Close()
 	p.lock = nil
@@ -109,10 +110,10 @@ func (s *Store) newEntry(ctx context.Context) (string, *os.File, error) {
 	for {
 		path, err := os.MkdirTemp(s.tmp, tmpPrefix)
 		if err != nil {
-			return "", nil, fmt.Errorf("make tree: %w", noSpace(err))
+			return "", nil, fmt.Errorf("make tree: %w", durable.NoSpace(err))
 		}
 		failpoint.Hit(failpoint.TreeEntryMade)
-		lock, err := lockEntry(ctx, path)
+		lock, err := durable.Lock(ctx, path, durable.Exclusive)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a sweep came between
 		}
@@ -120,47 +121,11 @@ func (s *Store) newEntry(ctx context.Context) (string, *os.File, error) {
 			return "", nil, errors.Join(fmt.Errorf("make tree: %w", err), os.Remove(path))
 		}
 		if err := os.Mkdir(filepath.Join(path, rootfsName), 0o755); err != nil {
-			return "", nil, errors.Join(fmt.Errorf("make tree: %w", noSpace(err)), os.RemoveAll(path), lock.Close())
+			return "", nil, errors.Join(fmt.Errorf("make tree: %w", durable.NoSpace(err)), os.RemoveAll(path), lock.Close())
 		}
 		failpoint.Hit(failpoint.TreeEntryLocked)
 		return path, lock, nil
 	}
-}
-
-// lockEntry opens the directory and takes its flock, waiting for who holds it.
-// A directory that was moved away or deleted meanwhile is fs.ErrNotExist.
-func lockEntry(ctx context.Context, path string) (*os.File, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	if err := flock(ctx, f); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
-	}
-	same, err := sameFile(f, path)
-	if err == nil && !same {
-		err = &fs.PathError{Op: "lock", Path: path, Err: fs.ErrNotExist}
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
-}
-
-// sameFile says whether path still leads to the open file f.
-func sameFile(f *os.File, path string) (bool, error) {
-	a, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	b, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return os.SameFile(a, b), nil
 }
 
 // syncer lets commits that come together share one syncfs: who comes while
@@ -208,31 +173,11 @@ func (s *syncer) do(r, prev *syncRun) {
 		s.running, s.next = r, nil // from here on nobody joins this run
 		s.mu.Unlock()
 	}
-	r.err = syncfs(s.path)
+	r.err = durable.SyncFS(s.path)
 	s.mu.Lock()
 	if s.running == r {
 		s.running = nil
 	}
 	s.mu.Unlock()
 	close(r.done)
-}
-
-func syncfs(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		err = os.NewSyscallError("syncfs", err)
-		return errors.Join(err, f.Close())
-	}
-	return f.Close()
-}
-
-func syncDir(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -12,8 +12,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
@@ -63,7 +63,7 @@ func Open(dir string) (*Store, error) {
 	s := &Store{Limits: DefaultLimits, trees: filepath.Join(abs, "trees"), tmp: filepath.Join(abs, "tmp")}
 	for _, d := range []string{s.trees, s.tmp} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("open tree store: %w", noSpace(err))
+			return nil, fmt.Errorf("open tree store: %w", durable.NoSpace(err))
 		}
 	}
 	s.sync.path = s.trees
@@ -179,14 +179,14 @@ func (s *Store) retire(ctx context.Context, name string) (gone string, err error
 	if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
 		return "", fmt.Errorf("remove tree %q: %w", name, errdefs.ErrInvalid)
 	}
-	lock, err := lockEntry(ctx, s.Path(name))
+	lock, err := durable.Lock(ctx, s.Path(name), durable.Exclusive)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("remove tree %s: %w", name, err)
 	}
-	defer lock.Close() //nolint:errcheck // only read, or only a lock
+	defer durable.Unlock(lock)
 	gone = filepath.Join(s.tmp, tmpPrefix+"removed-"+name)
 	if err := os.RemoveAll(gone); err != nil { // of an earlier, interrupted removal; we hold the name's lock
 		return "", fmt.Errorf("remove tree %s: %w", name, err)
@@ -196,7 +196,7 @@ func (s *Store) retire(ctx context.Context, name string) (gone string, err error
 	}
 	failpoint.Hit(failpoint.TreeRetired)
 	// Before anything of it is deleted: after a crash no half of it may be present.
-	if err := syncDir(s.trees); err != nil {
+	if err := durable.SyncDir(s.trees); err != nil {
 		return "", fmt.Errorf("remove tree %s: %w", name, err)
 	}
 	failpoint.Hit(failpoint.TreeRetiredSynced)
@@ -223,24 +223,14 @@ func (s *Store) Sweep(ctx context.Context) error {
 }
 
 func (s *Store) sweepEntry(ctx context.Context, path string) error {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	lock, err := durable.TryLock(path, durable.Exclusive)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errdefs.ErrBusy) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // only read, or only a lock
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", path, err)
-	}
-	if same, err := sameFile(f, path); err != nil || !same {
-		return err
-	}
+	defer durable.Unlock(lock)
 	if err := removeAll(ctx, path); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
@@ -348,7 +349,7 @@ func syscallError(err error) error {
 	case errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EMLINK):
 		return fmt.Errorf("%w: %w", errdefs.ErrInvalid, err)
 	}
-	return noSpace(err)
+	return durable.NoSpace(err)
 }
 
 // owner returns the entry's owner for chown, where -1 would mean no change.

@@ -11,10 +11,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"unicode"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
@@ -153,20 +153,8 @@ func WriteHostname(path, hostname string) error {
 	return write(path, []byte(hostname+"\n"))
 }
 
-// write replaces the file in one rename, so that nobody sees half of it; every
-// user of the pod may read it, whatever the umask is. A container that has the old file mounted keeps the old one.
+// write replaces the file; every user of the pod may read it. A container that
+// has the old file mounted keeps the old one.
 func write(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
-	}
-	return nil
+	return durable.WriteFile(path, content, 0o644, durable.Kill)
 }

@@ -9,7 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/gantry-cri/gantry/stage0/durable"
+	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
 // addLock is the name of the lock of an ADD in the attachment's cache directory.
@@ -25,38 +26,26 @@ func (a Attachment) lockAdd() (*os.File, error) {
 	if err := os.MkdirAll(a.CacheDir, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(a.CacheDir, addLock), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+	f, err := durable.TryLockFile(filepath.Join(a.CacheDir, addLock))
+	if errors.Is(err, errdefs.ErrBusy) {
+		err = fmt.Errorf("another ADD is at work: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("another ADD is at work: %w", err), f.Close())
-	}
-	return f, nil
-}
-
-// unlockAdd lets go of the lock for all who hold it: a plugin that ended well may
-// have left a process behind.
-func unlockAdd(f *os.File) {
-	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // cannot fail for a file that is open
-	_ = f.Close()
+	return f, err
 }
 
 // awaitAdd waits a while until the plugins of an ADD have ended.
 func (a Attachment) awaitAdd(ctx context.Context) error {
-	f, err := os.Open(filepath.Join(a.CacheDir, addLock))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	wait, cancel := context.WithTimeout(ctx, orphanWait)
 	defer cancel()
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) {
+		f, err := durable.TryLock(filepath.Join(a.CacheDir, addLock), durable.Exclusive)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil {
+			durable.Unlock(f)
+		}
+		if !errors.Is(err, errdefs.ErrBusy) {
 			return err
 		}
 		select {

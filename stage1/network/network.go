@@ -21,6 +21,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage1/namespace"
 )
 
@@ -100,7 +101,8 @@ func (n *Network) Add(ctx context.Context, a Attachment) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("attach to network %q: lock: %w", a.Network, err)
 	}
-	defer unlockAdd(lock)
+	// For all who hold it: a plugin that ended well may have left a process behind.
+	defer durable.Unlock(lock)
 	got, err := n.cni(a, lock).AddNetworkList(ctx, list, a.runtimeConf(a.NetNS))
 	if err != nil {
 		return Result{}, fmt.Errorf("attach to network %q: %w", a.Network, inner(err))

@@ -1,0 +1,104 @@
+// Package durable puts files and directories on disk so that they survive: what a
+// reader sees is whole or not there, what was written outlives what the caller
+// says, and a lock keeps others away meanwhile.
+//
+// Whoever makes something big works under another name and then calls [Rename];
+// whoever makes a small file calls [WriteFile], which does the same.
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
+)
+
+// Survival says what a file outlives.
+type Survival int
+
+const (
+	// Kill is the death of the process: the file is there as a whole or not at all.
+	Kill Survival = iota
+	// Flush is Kill with the bytes on disk. The name is not, until the caller syncs
+	// the directory: for several files of one directory.
+	Flush
+	// PowerCut is a file that is on disk with its name.
+	PowerCut
+)
+
+// WriteFile writes a small file and renames it to path, where it replaces what
+// was there; it has the mode whatever the umask. A process that is killed before
+// the rename leaves a hidden file beside path, which goes with the directory.
+func WriteFile(path string, data []byte, mode fs.FileMode, s Survival) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, NoSpace(err))
+	}
+	_, err = f.Write(data)
+	if err == nil && s != Kill {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Chmod(mode), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", path, NoSpace(err)), os.Remove(f.Name()))
+	}
+	if s != PowerCut {
+		return nil
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// Rename moves what is complete and synced to its place, and makes the move
+// durable. renamed is hit when it is not durable yet.
+func Rename(from, to string, renamed failpoint.Point) error {
+	if err := os.Rename(from, to); err != nil {
+		return NoSpace(err)
+	}
+	failpoint.Hit(renamed)
+	return SyncDir(filepath.Dir(to))
+}
+
+// SyncDir makes the names in a directory durable.
+func SyncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("sync: %w", NoSpace(err))
+	}
+	return nil
+}
+
+// SyncFS makes all durable that was written to the file system of a directory.
+func SyncFS(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync file system: %w", err)
+	}
+	err = os.NewSyscallError("syncfs", unix.Syncfs(int(d.Fd())))
+	if err = errors.Join(err, d.Close()); err != nil {
+		return fmt.Errorf("sync file system of %s: %w", path, NoSpace(err))
+	}
+	return nil
+}
+
+// NoSpace adds the class ErrNoSpace to an error that says that disk or quota are
+// full, and returns every other error as it is.
+func NoSpace(err error) error {
+	if errors.Is(err, errdefs.ErrNoSpace) {
+		return err
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", errdefs.ErrNoSpace, err)
+	}
+	return err
+}
