@@ -2,8 +2,10 @@ package shim
 
 import (
 	"runtime"
+	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -24,9 +26,21 @@ type metrics struct {
 	registry *prometheus.Registry
 	stages   *prometheus.HistogramVec
 	bytes    prometheus.Counter
+	layers   *prometheus.CounterVec
+	inFlight prometheus.Gauge
+	missing  prometheus.Gauge
 	calls    *prometheus.CounterVec
 	took     *prometheus.HistogramVec
 	unknown  *prometheus.CounterVec
+
+	mu     sync.Mutex       // guards flying
+	flying map[flight]int64 // bytes that are missing
+}
+
+// flight is a layer that is being fetched, and for what.
+type flight struct {
+	image string
+	layer digest.Digest
 }
 
 func newMetrics(version string) *metrics {
@@ -39,6 +53,16 @@ func newMetrics(version string) *metrics {
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gantry_fetch_bytes_total", Help: "Bytes that came from registries.",
 		}),
+		layers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gantry_fetch_layers_total", Help: "Layers that images needed: present already, waited for while somebody else fetched them, fetched (done), failed.",
+		}, []string{"state"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "gantry_fetch_layers_in_flight", Help: "Layers that are being downloaded and extracted.",
+		}),
+		missing: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "gantry_fetch_missing_bytes", Help: "Bytes that the layers in flight have still to get.",
+		}),
+		flying: map[flight]int64{},
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_cri_calls_total", Help: "CRI calls that were answered, by method and gRPC code.",
 		}, []string{"method", "code"}),
@@ -54,12 +78,17 @@ func newMetrics(version string) *metrics {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.stages, m.bytes, m.calls, m.took, m.unknown, build,
+	m.registry.MustRegister(m.stages, m.bytes, m.layers, m.inFlight, m.missing, m.calls, m.took, m.unknown, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	// Series that are there from the start have a rate from the first event on.
 	for _, s := range stage0.Stages {
 		m.stages.WithLabelValues(string(s), "success")
 		m.stages.WithLabelValues(string(s), "failure")
+	}
+	for _, s := range stage0.LayerStates {
+		if s != stage0.LayerFetching {
+			m.layers.WithLabelValues(string(s))
+		}
 	}
 	return m
 }
@@ -75,6 +104,27 @@ func (m *metrics) StageDone(s stage0.Stage, took time.Duration, err error) {
 
 // BytesFetched is part of stage0.Observer.
 func (m *metrics) BytesFetched(n int64) { m.bytes.Add(float64(n)) }
+
+// LayerProgress is part of stage0.Observer.
+func (m *metrics) LayerProgress(l stage0.LayerProgress) {
+	if l.State != stage0.LayerFetching {
+		m.layers.WithLabelValues(string(l.State)).Inc()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := flight{l.Image, l.Layer}
+	before, flying := m.flying[f]
+	switch {
+	case l.State == stage0.LayerFetching:
+		left := max(0, l.Size-l.Done)
+		m.missing.Add(float64(left - before))
+		m.flying[f] = left
+	case flying:
+		m.missing.Sub(float64(before))
+		delete(m.flying, f)
+	}
+	m.inFlight.Set(float64(len(m.flying)))
+}
 
 // CallDone is part of cri.CallObserver.
 func (m *metrics) CallDone(method, code string, took time.Duration) {

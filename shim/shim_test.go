@@ -117,6 +117,17 @@ func TestStagesAreObserved(t *testing.T) {
 	m.StageDone(stage0.StageResolve, 3*time.Millisecond, nil)
 	m.StageDone(stage0.StageResolve, time.Second, errors.New("no"))
 	m.BytesFetched(7)
+	for _, l := range []stage0.LayerProgress{
+		{Image: "a", Layer: "sha256:1", State: stage0.LayerFetching, Size: 10},
+		{Image: "a", Layer: "sha256:1", State: stage0.LayerFetching, Size: 10, Done: 4},
+		{Image: "a", Layer: "sha256:2", State: stage0.LayerFetching, Size: 100},
+		{Image: "b", Layer: "sha256:1", State: stage0.LayerWaiting, Size: 10},
+		{Image: "a", Layer: "sha256:2", State: stage0.LayerFetching, Size: 100, Done: 30},
+		{Image: "a", Layer: "sha256:2", State: stage0.LayerFailed, Size: 100, Done: 30},
+		{Image: "c", Layer: "sha256:3", State: stage0.LayerPresent, Size: 5},
+	} {
+		m.LayerProgress(l)
+	}
 	families, err := m.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +142,7 @@ func TestStagesAreObserved(t *testing.T) {
 			if h := x.GetHistogram(); h != nil {
 				got[name] = float64(h.GetSampleCount())
 			} else {
-				got[name] = x.GetCounter().GetValue()
+				got[name] = x.GetCounter().GetValue() + x.GetGauge().GetValue()
 			}
 		}
 	}
@@ -140,6 +151,12 @@ func TestStagesAreObserved(t *testing.T) {
 		"gantry_prepare_stage_duration_seconds failure resolve": 1,
 		"gantry_prepare_stage_duration_seconds success fetch":   0,
 		"gantry_fetch_bytes_total":                              7,
+		"gantry_fetch_layers_total present":                     1,
+		"gantry_fetch_layers_total waiting":                     1,
+		"gantry_fetch_layers_total failed":                      1,
+		"gantry_fetch_layers_total done":                        0,
+		"gantry_fetch_layers_in_flight":                         1,
+		"gantry_fetch_missing_bytes":                            6,
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %v, want %v", name, got[name], want)

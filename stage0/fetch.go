@@ -78,7 +78,7 @@ func (p *Pipeline) Fetch(ctx context.Context, req FetchRequest) (_ store.Entry, 
 		times.report(p, err)
 		err = errors.Join(err, remote.Close())
 	}()
-	src := source{Remote: remote, platform: req.Platform, want: req.Ref.Digest(), names: names(req.Ref, remote.Digest())}
+	src := source{Remote: remote, label: req.Ref.String(), platform: req.Platform, want: req.Ref.Digest(), names: names(req.Ref, remote.Digest())}
 	img, err := p.fetchImage(ctx, src, times)
 	if err != nil {
 		return store.Entry{}, fmt.Errorf("fetch %s: %w", req.Ref, err)
@@ -103,7 +103,7 @@ func (p *Pipeline) Load(ctx context.Context, at imageref.Location, platform *oci
 		times.report(p, err)
 		err = errors.Join(err, local.Close())
 	}()
-	src := source{Remote: local, platform: platform, want: local.Digest()}
+	src := source{Remote: local, label: at.String(), platform: platform, want: local.Digest()}
 	// Nobody vouches that a registry has it under this digest, so that is no name.
 	if tag := local.Ref().Tagged(); tag != "" {
 		src.names = []store.Ref{{Name: tag, Digest: local.Digest()}}
@@ -118,6 +118,7 @@ func (p *Pipeline) Load(ctx context.Context, at imageref.Location, platform *oci
 // source is an image at its source, and what is wanted of it.
 type source struct {
 	fetch.Remote
+	label    string // for people
 	platform *ocispec.Platform
 	want     digest.Digest // that of the manifest or index, where it is known before
 	names    []store.Ref   // that the image gets
@@ -140,7 +141,7 @@ func (p *Pipeline) fetchImage(ctx context.Context, src source, times *fetchTimes
 	}
 	defer unlock()
 	defer times.extracting()()
-	if err := p.fetchLayers(ctx, src, distinctLayers(man), times); err != nil {
+	if err := p.fetchLayers(ctx, src, distinctLayers(src.label, man), times); err != nil {
 		return "", err
 	}
 	img, err := p.describe(ctx, man)
@@ -182,6 +183,7 @@ func verify(src source, man fetch.Manifest) error {
 // layer is one that the image needs.
 type layer struct {
 	tree.Layer
+	image  string // that needs it, for people
 	desc   ocispec.Descriptor
 	name   string // of its tree
 	unlock func() // set while we are the ones who fetch it
@@ -190,7 +192,7 @@ type layer struct {
 // distinctLayers returns each layer once, the largest first: then the last ones
 // to be fetched are short. Equal diff IDs are equal trees, however their blobs
 // are compressed.
-func distinctLayers(man fetch.Manifest) []layer {
+func distinctLayers(image string, man fetch.Manifest) []layer {
 	seen := map[digest.Digest]bool{}
 	var ls []layer
 	for i, d := range man.Layers {
@@ -201,6 +203,7 @@ func distinctLayers(man fetch.Manifest) []layer {
 		seen[id] = true
 		ls = append(ls, layer{
 			Layer: tree.Layer{Digest: d.Digest, DiffID: id, Size: d.Size, MediaType: d.MediaType},
+			image: image,
 			desc:  d,
 			name:  tree.Name(id),
 		})
@@ -239,11 +242,13 @@ func (p *Pipeline) claim(ctx context.Context, ls []layer, times *fetchTimes) (he
 			if err != nil {
 				return held, busy, err
 			}
+			p.layerIs(l, LayerPresent, 0)
 			continue
 		}
 		l.unlock, err = p.Images.TryLockLayer(l.name)
 		if errors.Is(err, errdefs.ErrBusy) {
 			busy = append(busy, l)
+			p.layerIs(l, LayerWaiting, 0)
 			continue
 		}
 		if held, err = p.keepMissing(held, l, err); err != nil {
@@ -270,6 +275,9 @@ func (p *Pipeline) keepMissing(held []layer, l layer, lockErr error) ([]layer, e
 	_, there, err := p.Trees.Has(l.DiffID)
 	if err != nil || there {
 		l.unlock()
+		if there {
+			p.layerIs(l, LayerPresent, 0)
+		}
 		return held, err
 	}
 	return append(held, l), nil
@@ -305,11 +313,20 @@ func (p *Pipeline) extractLayer(ctx context.Context, remote fetch.Remote, l laye
 		return nil, err // another layer failed before this one began
 	}
 	start := time.Now()
+	r := &meteredReader{pipeline: p, layer: l}
+	p.layerIs(l, LayerFetching, 0)
+	defer func() {
+		state := LayerDone
+		if err != nil {
+			state = LayerFailed
+		}
+		p.layerIs(l, state, r.got.Load())
+	}()
 	blob, err := remote.Blob(ctx, l.desc)
 	if err != nil {
 		return nil, err
 	}
-	r := &meteredReader{blob: blob, pipeline: p}
+	r.blob = blob
 	pending, err := p.Trees.Extract(ctx, l.Layer, r)
 	times.pass(r, time.Since(start))
 	if err = errors.Join(err, blob.Close()); err != nil && pending != nil {
@@ -367,7 +384,9 @@ func (p *Pipeline) fetched(n int) {
 type meteredReader struct {
 	blob     io.Reader
 	pipeline *Pipeline
+	layer    layer
 	waited   atomic.Int64 // nanoseconds
+	got      atomic.Int64 // bytes
 }
 
 // Read is part of io.Reader.
@@ -376,6 +395,9 @@ func (r *meteredReader) Read(b []byte) (int, error) {
 	n, err := r.blob.Read(b)
 	r.waited.Add(int64(time.Since(start)))
 	r.pipeline.fetched(n)
+	if n > 0 {
+		r.pipeline.layerIs(r.layer, LayerFetching, r.got.Add(int64(n)))
+	}
 	return n, err
 }
 

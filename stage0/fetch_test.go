@@ -36,6 +36,13 @@ type observer struct {
 	stages []string
 	took   map[stage0.Stage]time.Duration
 	bytes  int64
+	layers []stage0.LayerProgress
+}
+
+func (o *observer) LayerProgress(l stage0.LayerProgress) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.layers = append(o.layers, l)
 }
 
 func (o *observer) StageDone(s stage0.Stage, d time.Duration, err error) {

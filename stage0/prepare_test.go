@@ -40,6 +40,8 @@ func (l *stageLog) StageDone(s Stage, _ time.Duration, err error) {
 
 func (l *stageLog) BytesFetched(int64) {}
 
+func (l *stageLog) LayerProgress(LayerProgress) {}
+
 func newPreparer(t *testing.T) (*Pipeline, *stageLog) {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -51,6 +51,8 @@ type Observer interface {
 	StageDone(s Stage, took time.Duration, err error)
 	// BytesFetched says that n more bytes have come from a source.
 	BytesFetched(n int64)
+	// LayerProgress says how far a layer of a Fetch is.
+	LayerProgress(l LayerProgress)
 }
 
 // timed runs one stage and reports it, failed or not.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +12,7 @@ import (
 
 func newFetch(o *options) *cobra.Command {
 	var quiet bool
+	var mode progressMode
 	cmd := &cobra.Command{
 		Use:   "fetch IMAGE...",
 		Short: "Fetch images and print their ids",
@@ -23,12 +23,13 @@ func newFetch(o *options) *cobra.Command {
 				return usageError{err}
 			}
 			if quiet {
-				cmd.SetErr(io.Discard)
+				mode = progressNone
 			}
-			return needRoot(func() error { return fetchAll(cmd, o, images) })
+			return needRoot(func() error { return fetchAll(cmd, o, images, newProgress(cmd.ErrOrStderr(), mode)) })
 		},
 	}
-	cmd.Flags().BoolVar(&quiet, "quiet", false, "no progress on stderr")
+	cmd.Flags().BoolVar(&quiet, "quiet", false, "as --progress=none")
+	mode.register(cmd.Flags())
 	return cmd
 }
 
@@ -48,12 +49,11 @@ func fetchable(args []string) ([]podargs.Image, error) {
 	return images, nil
 }
 
-func fetchAll(cmd *cobra.Command, o *options, images []podargs.Image) error {
+func fetchAll(cmd *cobra.Command, o *options, images []podargs.Image, progress *progress) error {
 	h, err := o.house()
 	if err != nil {
 		return err
 	}
-	progress := newProgress(cmd.ErrOrStderr())
 	h.Observer = progress
 	for _, image := range images {
 		progress.begin(image.String())

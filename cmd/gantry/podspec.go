@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"io"
 
 	"github.com/gantry-cri/gantry/cmd/gantry/podargs"
 	"github.com/gantry-cri/gantry/stage0"
@@ -17,11 +16,10 @@ import (
 )
 
 // prepare makes a prepared pod of a request: images, manifest, pod.
-func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, stderr io.Writer) (manifest.UUID, error) {
+func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, progress *progress) (manifest.UUID, error) {
 	if r.Quiet {
-		stderr = io.Discard
+		progress.mode, progress.show = progressNone, false
 	}
-	progress := newProgress(stderr)
 	p.Observer = progress
 	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod}
 	var images []translate.Image
@@ -44,7 +42,7 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, stderr
 		return "", err
 	}
 	for _, note := range notes {
-		fmt.Fprintln(stderr, "prepare: "+note)
+		progress.note("prepare: " + note)
 	}
 	raw, err := json.Marshal(pm)
 	if err != nil {

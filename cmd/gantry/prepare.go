@@ -24,6 +24,8 @@ func newPrepare(o *options) *cobra.Command {
 		Long:  "Fetch the images where needed, and commit a pod of them to disk, ready for\ngantry run-prepared. Only the UUID is printed on stdout." + podLong,
 	}
 	parser := podargs.New(cmd.Flags())
+	var mode progressMode
+	mode.register(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		request, err := parsePod(parser, args)
 		if err != nil {
@@ -34,7 +36,7 @@ func newPrepare(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			u, err := prepare(cmd.Context(), h.Pipeline, request, cmd.ErrOrStderr())
+			u, err := prepare(cmd.Context(), h.Pipeline, request, newProgress(cmd.ErrOrStderr(), mode))
 			if err != nil {
 				return err
 			}

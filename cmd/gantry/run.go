@@ -19,6 +19,8 @@ func newRun(o *options) *cobra.Command {
 		Long:  "Do what gantry prepare and then gantry run-prepared do." + podLong,
 	}
 	parser := podargs.New(cmd.Flags())
+	var mode progressMode
+	mode.register(cmd.Flags())
 	how.register(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		request, err := parsePod(parser, args)
@@ -30,7 +32,7 @@ func newRun(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			u, err := prepare(cmd.Context(), h.Pipeline, request, cmd.ErrOrStderr())
+			u, err := prepare(cmd.Context(), h.Pipeline, request, newProgress(cmd.ErrOrStderr(), mode))
 			if err != nil {
 				return err
 			}

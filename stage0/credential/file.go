@@ -1,6 +1,7 @@
 package credential
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -96,13 +97,12 @@ func (f *File) find(ctx context.Context, host, repository string) (Credential, e
 }
 
 func (f *File) read() (*configfile.ConfigFile, error) {
-	in, err := os.Open(f.path)
+	raw, err := os.ReadFile(f.path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalid)
 	}
-	defer in.Close()
 	config := configfile.New(f.path)
-	if err := config.LoadFromReader(in); err != nil {
+	if err := config.LoadFromReader(bytes.NewReader(raw)); err != nil {
 		// What the decoders say may quote what they could not read.
 		return nil, fmt.Errorf("%s is no docker configuration%s: %w", f.path, offset(err), errdefs.ErrInvalid)
 	}

@@ -157,11 +157,11 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		if err == nil {
 			return n, nil
 		}
-		if err == io.EOF && b.got == b.desc.Size {
+		if errors.Is(err, io.EOF) && b.got == b.desc.Size {
 			b.err = io.EOF
 			return n, b.err
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			b.err = fmt.Errorf("%s: it has %d bytes, %d were promised: %w", b.trace.where(), b.got, b.desc.Size, errdefs.ErrUnverified)
 			return n, b.err
 		}
