@@ -157,11 +157,11 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		if err == nil {
 			return n, nil
 		}
-		if errors.Is(err, io.EOF) && b.got == b.desc.Size {
+		if err == io.EOF && b.got == b.desc.Size { //nolint:errorlint // one that is wrapped is a connection that closed, not the end of the bytes
 			b.err = io.EOF
 			return n, b.err
 		}
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF { //nolint:errorlint // as above
 			b.err = fmt.Errorf("%s: it has %d bytes, %d were promised: %w", b.trace.where(), b.got, b.desc.Size, errdefs.ErrUnverified)
 			return n, b.err
 		}
