@@ -15,11 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// compare lists in what two directories differ: names, contents, attributes,
-// extended attributes, links. Directories' sizes and link counts are the file
-// system's.
-func compare(a, b string) []string {
-	left, right := describe(a), describe(b)
+// compare lists in what two directories differ, of which describe made left and
+// right: names, contents, attributes, extended attributes, links. Directories' sizes
+// and link counts are the file system's.
+func compare(left, right map[string]string) []string {
 	var differences []string
 	for _, name := range slices.Sorted(maps.Keys(left)) {
 		if left[name] != right[name] {

@@ -3,10 +3,12 @@
 package guest
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,68 +18,109 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/test/harness"
-	"github.com/gantry-cri/gantry/test/images"
 )
 
-// expected is what the last boot was told to be done before the power was cut.
+// expected is what the driver outside tells a boot of the last.
 type expected struct {
-	Prepared []string // UUIDs
-	Present  bool     // the image of layers
+	Prepared []string // UUIDs that were said to be prepared
+	Present  bool     // whether the image of layers was said to be pulled
+	Seed     uint64
 }
 
-// registryDir keeps what the registry serves, the same in every boot.
-const registryDir = keepDir + "/registry"
-
-// TestBeforePowerCuts makes what is pulled and prepared while the power is cut.
-func TestBeforePowerCuts(t *testing.T) {
-	n := connect(t)
-	n.serve(t)
-	small, err := images.Busybox(images.Options{})
+func readExpected(t *testing.T) (e expected) {
+	t.Helper()
+	data, err := os.ReadFile("../expected.json")
+	if err == nil {
+		err = json.Unmarshal(data, &e)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.push(t, "small:1", small)
-	layers, err := images.Big(t.TempDir(), images.BigSpec{MB: 16, Files: 600, Layers: 4, Seed: 6}, images.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.push(t, "layers:1", layers)
-	sh(t, "mkdir -p "+keepDir+" && cp -a "+n.registry.Data+" "+registryDir+" && gantry gc && sync")
+	return e
 }
 
-// serveKept starts a registry with what TestBeforePowerCuts made.
-func (n *node) serveKept(t *testing.T) {
+// referenceFile says what every tree has when nothing disturbs its extraction.
+const referenceFile = keepDir + "/reference.json"
+
+// serveKept starts a registry with the images that were made outside.
+func (n *node) serveKept(t *testing.T) (small, layers string) {
 	t.Helper()
 	n.serve(t)
-	sh(t, "mkdir -p "+n.registry.Data+" && cp -a "+registryDir+"/. "+n.registry.Data)
+	sh(t, "rm -rf "+n.registry.Data+" && ln -s /payload/registry "+n.registry.Data)
+	return n.registry.Ref("small:1"), n.registry.Ref("layers:1")
 }
 
-// TestCut pulls and prepares, and says so, until the power is cut.
+// TestBeforePowerCuts extracts the images in peace, elsewhere, for comparison.
+func TestBeforePowerCuts(t *testing.T) {
+	n := connect(t)
+	small, layers := n.serveKept(t)
+	dir := harness.Dir(t)
+	sh(t, fmt.Sprintf("gantry fetch --quiet --dir %s/lib --run-dir %s/run docker://%s docker://%s", dir, dir, small, layers))
+	data, err := json.Marshal(describeTrees(t, filepath.Join(dir, "lib")))
+	if err == nil {
+		err = os.MkdirAll(keepDir, 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(referenceFile, data, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh(t, "gantry fetch --quiet docker://"+small+" && sync")
+}
+
+// TestCut pulls and removes an image, by both doors in turn, and prepares and removes
+// pods, and says so, until the power is cut.
 func TestCut(t *testing.T) {
 	n := connect(t)
-	n.serveKept(t)
-	layers, small := n.registry.Ref("layers:1"), n.registry.Ref("small:1")
+	small, layers := n.serveKept(t)
+	seed := readExpected(t).Seed
+	random := rand.New(rand.NewPCG(seed, seed))
 	sh(t, "gantry fetch --quiet docker://"+small+" && sync")
 	say("begin")
-	go func() {
-		for {
-			uuid := sh(t, "gantry prepare --quiet docker://"+small+" -- echo prepared ran")
-			say("prepared " + uuid)
-		}
-	}()
-	for {
-		resp, err := n.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: layers}})
-		if err != nil {
-			t.Fatal(err)
+	go keepPreparing(small)
+	for i := 0; ; i++ {
+		if i%2 == 0 {
+			if _, err := n.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: layers}}); err != nil {
+				say("error pull: " + err.Error())
+			}
+		} else {
+			gantry("fetch", "--quiet", "docker://"+layers)
 		}
 		say("pulled")
-		time.Sleep(rand.N(2 * time.Second))
+		time.Sleep(time.Duration(random.Int64N(int64(time.Second))))
 		say("removing")
-		if _, err := n.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: resp.ImageRef}}); err != nil {
-			t.Fatal(err)
+		if _, err := n.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: layers}}); err != nil {
+			say("error remove: " + err.Error())
 		}
-		sh(t, "gantry gc")
+		gantry("gc")
 	}
+}
+
+// keepPreparing prepares pods, and removes the oldest when there are three.
+func keepPreparing(image string) {
+	var pods []string
+	for {
+		uuid := gantry("prepare", "--quiet", "docker://"+image, "--", "echo", "prepared ran")
+		say("prepared " + uuid)
+		if pods = append(pods, uuid); len(pods) > 3 {
+			say("dropping " + pods[0])
+			gantry("rm", pods[0])
+			pods = pods[1:]
+		}
+	}
+}
+
+// gantry runs a command beside others; the driver outside counts a failure.
+func gantry(args ...string) string {
+	cmd := exec.Command("gantry", args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		say(fmt.Sprintf("error gantry %s: %v %q", args, err, stderr.String()))
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // say tells the driver outside; it reads as far as the power was there.
@@ -86,17 +129,10 @@ func say(what string) { fmt.Println("cut: " + what) }
 // TestWhole finds, after the power was cut, everything that was said to be done,
 // and nothing half done.
 func TestWhole(t *testing.T) {
-	var want expected
-	data, err := os.ReadFile("../expected.json")
-	if err == nil {
-		err = json.Unmarshal(data, &want)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := readExpected(t)
 	n := connect(t)
-	n.serveKept(t)
-	compareWithReference(t, n)
+	compareWithReference(t)
+	sh(t, "gantry gc")
 	if present := checkImages(t, n); want.Present && !present {
 		t.Error("the image that was pulled is not there")
 	}
@@ -111,7 +147,7 @@ func TestWhole(t *testing.T) {
 			t.Errorf("pod %v", v)
 			continue
 		}
-		if out := sh(t, "gantry run-prepared "+v.UUID+" 2>&1"); !strings.Contains(out, "prepared ran") {
+		if out := sh(t, "gantry run-prepared --net=none "+v.UUID+" 2>&1"); !strings.Contains(out, "prepared ran") {
 			t.Errorf("pod %s says %q", v.UUID, out)
 		}
 		sh(t, "gantry rm "+v.UUID)
@@ -121,7 +157,7 @@ func TestWhole(t *testing.T) {
 	t.Logf("%d pods, %d of them promised", len(pods), len(want.Prepared))
 }
 
-// checkImages runs a pod of every image that is listed, and reports whether the
+// checkImages prepares a pod of every image that is listed, and reports whether the
 // image of layers is.
 func checkImages(t *testing.T, n *node) (layers bool) {
 	t.Helper()
@@ -130,34 +166,48 @@ func checkImages(t *testing.T, n *node) (layers bool) {
 		t.Fatal(err)
 	}
 	for _, img := range resp.Images {
-		if out := sh(t, "gantry prepare --pull-policy=never --quiet "+img.Id+" -- echo prepared ran"); out == "" {
-			t.Errorf("prepare of %s says nothing", img.Id)
-		}
+		sh(t, "gantry prepare --pull-policy=never --quiet "+img.Id+" -- echo prepared ran")
 		layers = layers || slices.ContainsFunc(img.RepoTags, func(s string) bool { return strings.HasSuffix(s, "/layers:1") })
 	}
 	return layers
 }
 
-// compareWithReference extracts the images again, elsewhere, and compares every
-// tree of the store with the one that comes out there.
-func compareWithReference(t *testing.T, n *node) {
+// compareWithReference compares every tree of the store with what came out of its
+// layer in peace.
+func compareWithReference(t *testing.T) {
 	t.Helper()
-	ref := harness.Dir(t)
-	sh(t, fmt.Sprintf("gantry fetch --quiet --dir %s/lib --run-dir %s/run docker://%s docker://%s", ref, ref, n.registry.Ref("layers:1"), n.registry.Ref("small:1")))
-	trees, err := os.ReadDir(filepath.Join(dataDir, "trees"))
+	var reference map[string]map[string]string
+	data, err := os.ReadFile(referenceFile)
+	if err == nil {
+		err = json.Unmarshal(data, &reference)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, tree := range trees {
-		got, want := filepath.Join(dataDir, "trees", tree.Name()), filepath.Join(ref, "lib", "trees", tree.Name())
-		if differences := compare(got+"/rootfs", want+"/rootfs"); len(differences) > 0 {
-			t.Errorf("tree %s is not whole: %d differences:\n  %s", tree.Name(), len(differences), strings.Join(differences[:min(5, len(differences))], "\n  "))
-		}
-		if diff, ref := diffID(got), diffID(want); diff != ref {
-			t.Errorf("tree %s claims %s, want %s", tree.Name(), diff, ref)
+	trees := describeTrees(t, dataDir)
+	for name, files := range trees {
+		if differences := compare(files, reference[name]); len(differences) > 0 {
+			t.Errorf("tree %s is not whole: %d differences:\n  %s", name, len(differences), strings.Join(differences[:min(5, len(differences))], "\n  "))
 		}
 	}
-	t.Logf("%d trees are whole", len(trees))
+	t.Logf("%d trees are compared", len(trees))
+}
+
+// describeTrees describes each tree of a data directory.
+func describeTrees(t *testing.T, dir string) map[string]map[string]string {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(dir, "trees"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	trees := map[string]map[string]string{}
+	for _, e := range entries {
+		tree := filepath.Join(dir, "trees", e.Name())
+		files := describe(filepath.Join(tree, "rootfs"))
+		files["meta.json"] = diffID(tree)
+		trees[e.Name()] = files
+	}
+	return trees
 }
 
 // diffID is what a tree says of which layer it is.
