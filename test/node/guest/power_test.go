@@ -101,7 +101,7 @@ func TestCut(t *testing.T) {
 func keepPreparing(image string) {
 	var pods []string
 	for {
-		uuid := gantry("prepare", "--quiet", "docker://"+image, "--", "echo", "prepared ran")
+		uuid := gantry("prepare", "--quiet", "docker://"+image, "--exec=/bin/echo", "--", "prepared ran")
 		say("prepared " + uuid)
 		if pods = append(pods, uuid); len(pods) > 3 {
 			say("dropping " + pods[0])
@@ -166,8 +166,11 @@ func checkImages(t *testing.T, n *node) (layers bool) {
 		t.Fatal(err)
 	}
 	for _, img := range resp.Images {
-		sh(t, "gantry prepare --pull-policy=never --quiet "+img.Id+" -- echo prepared ran")
-		layers = layers || slices.ContainsFunc(img.RepoTags, func(s string) bool { return strings.HasSuffix(s, "/layers:1") })
+		uuid := sh(t, "gantry prepare --pull-policy=never --quiet "+img.Id+" --exec=/bin/echo -- prepared ran")
+		if slices.ContainsFunc(img.RepoTags, func(s string) bool { return strings.HasSuffix(s, "/layers:1") }) {
+			layers = true
+			sh(t, "gantry rm "+uuid) // it has no program to run
+		}
 	}
 	return layers
 }

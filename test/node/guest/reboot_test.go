@@ -37,8 +37,8 @@ func TestBeforeReboot(t *testing.T) {
 		Done:    b.start(t, "done", "exit 3", 0),
 	}
 	n.waitExited(t, k.Done)
-	k.Prepared = sh(t, "gantry prepare --quiet docker://"+ref+" -- sh -c 'echo prepared ran'")
-	k.Started = sh(t, "gantry run-prepared --detach $(gantry prepare --quiet docker://"+ref+" -- sleep 1000)")
+	k.Prepared = sh(t, "gantry prepare --quiet docker://"+ref+" --exec=/bin/echo -- prepared ran")
+	k.Started = sh(t, "gantry run-prepared --detach $(gantry prepare --quiet docker://"+ref+" --exec=/bin/sleep -- 1000)")
 	data, err := json.Marshal(k)
 	if err != nil {
 		t.Fatal(err)
