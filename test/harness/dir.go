@@ -27,6 +27,9 @@ var slowness = sync.OnceValue(func() time.Duration {
 	return time.Duration(n)
 })
 
+// Slowly is how long something may take here that takes d on ordinary machines.
+func Slowly(d time.Duration) time.Duration { return d * slowness() }
+
 // Dir makes a directory with a short name (a Unix socket's path is at most 107
 // bytes) that is removed at the end of the test, unless something is still
 // mounted below it.
@@ -54,7 +57,7 @@ func Dir(tb testing.TB) string {
 // slow machine.
 func Eventually(tb testing.TB, timeout time.Duration, check func() string) {
 	tb.Helper()
-	timeout *= slowness()
+	timeout = Slowly(timeout)
 	deadline := time.Now().Add(timeout)
 	for {
 		complaint := check()
