@@ -100,6 +100,9 @@ func (c *containers) create(ctx context.Context, sandbox manifest.UUID, cfg *run
 	if err != nil {
 		return "", err
 	}
+	if err := c.runner.CheckApp(pm, string(pm.Apps[0].Name)); err != nil {
+		return "", err
+	}
 	u, err := c.preparer.Prepare(ctx, stage0.PodSpec{
 		Owner: pod.OwnerCRI, Kind: pod.KindContainer, Sandbox: sandbox,
 		Request: request, Manifest: pm, Images: []stage0.AppImage{app},

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/appc/spec/schema"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -33,6 +34,8 @@ type Runner interface {
 	Stop(ctx context.Context, u manifest.UUID, grace time.Duration) error
 	// Remove stops the pod and deletes it. Stop and Remove of what is gone succeed.
 	Remove(ctx context.Context, u manifest.UUID) error
+	// CheckApp says why this node cannot confine an app as its manifest asks.
+	CheckApp(pm *schema.PodManifest, app string) error
 	// UpdateResources changes the limits of a running app; what is zero stays.
 	UpdateResources(ctx context.Context, u manifest.UUID, app string, r *runtimeapi.LinuxContainerResources) error
 }

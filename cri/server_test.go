@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/appc/spec/schema"
 	"io"
 	"net"
 	"net/netip"
@@ -54,6 +55,7 @@ type rig struct {
 
 	mu       sync.Mutex // protects what follows
 	runErr   error
+	checkErr error         // what CheckApp says
 	hold     chan struct{} // while not nil, Run waits for it
 	graces   []time.Duration
 	stored   []store.Entry
@@ -129,6 +131,8 @@ func (r *rig) Prepare(ctx context.Context, s stage0.PodSpec) (manifest.UUID, err
 	}
 	return d.UUID(), errors.Join(d.Commit(s.Manifest), d.Close())
 }
+
+func (r *rig) CheckApp(*schema.PodManifest, string) error { return r.checkErr }
 
 func (r *rig) Run(ctx context.Context, u manifest.UUID) error {
 	r.mu.Lock()

@@ -61,7 +61,7 @@ func (r runner) Status(ctx context.Context) cri.NodeStatus {
 // Details is part of cri.Node.
 func (r runner) Details(ctx context.Context) map[string]any {
 	s := r.Runner.Status(ctx)
-	details := map[string]any{"cgroups": s.Cgroups, "cgroupDriver": s.Driver}
+	details := map[string]any{"cgroups": s.Cgroups, "cgroupDriver": s.Driver, "apparmor": s.AppArmor}
 	if conf, err := r.cni.Load(); err == nil {
 		details["cniconfig"] = map[string]any{"file": conf.File, "name": conf.Name, "plugins": conf.Plugins, "list": conf.List}
 	}

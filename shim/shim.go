@@ -65,6 +65,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	d.sweep(ctx)
+	if err := d.runner.LoadAppArmor(ctx); err != nil {
+		log.Error(err, "Containers with the default AppArmor profile cannot be started")
+	}
 	if err := d.serve(ctx); err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func (r *Runner) startApp(ctx context.Context, d *pod.Dir, p *plan, a *appPlan) 
 		return err
 	}
 	failpoint.Hit(failpoint.OverlayMounted)
-	spec, err := r.ociSpec(d, p, a)
+	spec, err := r.ociSpec(ctx, d, p, a)
 	if err != nil {
 		return err
 	}
@@ -129,12 +129,12 @@ func (r *Runner) groupOf(pid int, path string) (string, error) {
 
 // ociSpec gathers what the node and the mounted root filesystem say about an app
 // and translates its manifest.
-func (r *Runner) ociSpec(d *pod.Dir, p *plan, a *appPlan) (*specs.Spec, error) {
+func (r *Runner) ociSpec(ctx context.Context, d *pod.Dir, p *plan, a *appPlan) (*specs.Spec, error) {
 	needs, err := translate.NeedsOf(p.manifest, a.name)
 	if err != nil {
 		return nil, err
 	}
-	node, err := r.node(needs, a.overlay.Target)
+	node, err := r.node(ctx, needs, a.overlay.Target)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package stage1
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/appc/spec/schema"
 	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/selinux/go-selinux"
@@ -23,7 +25,7 @@ import (
 
 // node gathers the facts that a translation needs: those of the machine, and
 // those that an app's own needs ask for.
-func (r *Runner) node(needs translate.Needs, rootfs string) (translate.Node, error) {
+func (r *Runner) node(ctx context.Context, needs translate.Needs, rootfs string) (translate.Node, error) {
 	n, err := nodeFacts()
 	if err != nil {
 		return translate.Node{}, err
@@ -45,13 +47,56 @@ func (r *Runner) node(needs translate.Needs, rootfs string) (translate.Node, err
 	if n.Devices, err = namedDevices(needs.Devices); err != nil {
 		return translate.Node{}, err
 	}
+	if err := r.confinement(ctx, needs, &n); err != nil {
+		return translate.Node{}, err
+	}
+	return n, nil
+}
+
+// confinement looks up the profiles that an app is to be confined by, and loads
+// the default one of AppArmor if need be.
+func (r *Runner) confinement(ctx context.Context, needs translate.Needs, n *translate.Node) (err error) {
+	if needs.AppArmor {
+		if n.AppArmor, err = r.armor.EnsureDefault(ctx); err != nil {
+			return err
+		}
+	}
+	for _, name := range needs.AppArmorProfiles {
+		if err := r.armor.Check(name); err != nil {
+			return err
+		}
+		n.AppArmorProfiles = append(n.AppArmorProfiles, name)
+	}
 	n.SeccompProfiles = map[string][]byte{}
 	for _, path := range needs.SeccompProfiles {
 		if n.SeccompProfiles[path], err = os.ReadFile(path); err != nil {
-			return translate.Node{}, fmt.Errorf("seccomp profile: %w", err)
+			return fmt.Errorf("seccomp profile: %w", err)
 		}
 	}
-	return n, nil
+	return nil
+}
+
+// CheckApp says whether this node has what confines an app of a manifest, before
+// the app is prepared: ErrState for an AppArmor profile that is not loaded,
+// ErrUnsupported on a node without AppArmor.
+func (r *Runner) CheckApp(pm *schema.PodManifest, app string) error {
+	needs, err := translate.NeedsOf(pm, app)
+	if err != nil {
+		return err
+	}
+	for _, name := range needs.AppArmorProfiles {
+		if err := r.armor.Check(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// LoadAppArmor loads the default profile of AppArmor, so that the first container
+// need not. A start does it too.
+func (r *Runner) LoadAppArmor(ctx context.Context) error {
+	_, err := r.armor.EnsureDefault(ctx)
+	return err
 }
 
 func resolveUser(rootfs string, needs translate.Needs) (*translate.User, error) {

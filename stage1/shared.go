@@ -187,7 +187,7 @@ func (r *Runner) startInit(ctx context.Context, d *pod.Dir, p *plan) error {
 	if err != nil {
 		return err
 	}
-	node, err := r.node(translate.Needs{SeccompProfiles: profiles}, "")
+	node, err := r.node(ctx, translate.Needs{SeccompProfiles: profiles}, "")
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage1/apparmor"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
 	"github.com/gantry-cri/gantry/stage1/monitor"
 	"github.com/gantry-cri/gantry/stage1/network"
@@ -62,6 +63,7 @@ type Runner struct {
 	pods    *pod.Pods
 	cgroups *cgroup.Hierarchy
 	network *network.Network
+	armor   *apparmor.Kernel
 
 	mu       sync.Mutex // guards runtimes
 	runtimes map[string]*ociruntime.Client
@@ -94,6 +96,7 @@ func New(cfg Config) (*Runner, error) {
 		pods:     cfg.Pods,
 		cgroups:  h,
 		network:  network.New(cfg.Network),
+		armor:    apparmor.New(filepath.Join(cfg.RunDir, "apparmor")),
 		runtimes: map[string]*ociruntime.Client{},
 	}, nil
 }

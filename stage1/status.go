@@ -27,6 +27,8 @@ type NodeStatus struct {
 	Cgroups    cgroup.Mode
 	// RecursiveReadOnly says that mounts can be made read-only with all below them.
 	RecursiveReadOnly bool
+	// AppArmor says what AppArmor does for containers, for people.
+	AppArmor string
 	// Handlers are the names of the configured handlers besides the default.
 	Handlers []string
 }
@@ -34,7 +36,7 @@ type NodeStatus struct {
 // Status looks at what pods need. It answers from what is known and from a few
 // file reads; the runtime's version is asked for once.
 func (r *Runner) Status(ctx context.Context) NodeStatus {
-	s := NodeStatus{Driver: r.cfg.Driver, Cgroups: r.cgroups.Mode(), NetworkErr: r.network.Status(), RecursiveReadOnly: recursiveReadOnly()}
+	s := NodeStatus{Driver: r.cfg.Driver, Cgroups: r.cgroups.Mode(), NetworkErr: r.network.Status(), RecursiveReadOnly: recursiveReadOnly(), AppArmor: r.armor.Status()}
 	c, err := r.runtime(ctx, "")
 	if err == nil {
 		s.Runtime = c.Runtime
@@ -121,7 +123,7 @@ func (r *Runner) UpdateResources(ctx context.Context, u manifest.UUID, app strin
 	if err != nil {
 		return err
 	}
-	node, err := r.node(translate.Needs{}, "")
+	node, err := r.node(ctx, translate.Needs{}, "")
 	if err != nil {
 		return err
 	}

@@ -81,7 +81,7 @@ func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 		checkSysctls(c.GetLinux().GetSysctls(), sec.GetNamespaceOptions()),
 		checkIDs(sec.GetRunAsUser(), sec.GetRunAsGroup(), sec.GetSupplementalGroups()),
 		checkSeccomp(sec.GetSeccomp(), sec.GetSeccompProfilePath()), //nolint:staticcheck // older kubelets send it
-		checkAppArmor(sec.GetApparmor(), ""),
+		checkSandboxAppArmor(sec.GetApparmor()),
 	)
 	if err != nil {
 		return err

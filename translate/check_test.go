@@ -164,8 +164,11 @@ func TestContainerRefusals(t *testing.T) {
 		{"seccomp string", sec(&runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "bogus"}), errdefs.ErrInvalid, "seccomp"}, //nolint:staticcheck // older kubelets send it
 		{"apparmor default", armor(profileDefault), nil, ""},
 		{"apparmor unconfined", armor(profileUnconfined), nil, ""},
-		{"apparmor of the node", armor(profileLocalhost), errdefs.ErrUnsupported, "apparmor"},
-		{"apparmor string", sec(&runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "localhost/x"}), errdefs.ErrUnsupported, "apparmor"}, //nolint:staticcheck // older kubelets send it
+		{"apparmor of the node", armor(profileLocalhost), nil, ""},
+		{"apparmor without a name", sec(&runtimeapi.LinuxContainerSecurityContext{Apparmor: &runtimeapi.SecurityProfile{ProfileType: profileLocalhost, LocalhostRef: "localhost/"}}), errdefs.ErrInvalid, "apparmor.localhost_ref"},
+		{"apparmor of a newer API", armor(7), errdefs.ErrUnsupported, "apparmor"},
+		{"apparmor string", sec(&runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "localhost/x"}), nil, ""},                                 //nolint:staticcheck // older kubelets send it
+		{"apparmor string that means nothing", sec(&runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "x"}), errdefs.ErrInvalid, "apparmor"}, //nolint:staticcheck // older kubelets send it
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := testContainer()

@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/moby/profiles/seccomp"
@@ -66,12 +67,27 @@ func checkAppArmor(p *runtimeapi.SecurityProfile, old string) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: %w", field, err)
-	case p.GetProfileType() == profileLocalhost:
-		return unsupported(field, "profile %q: profiles of the node are not loaded by this version", p.GetLocalhostRef())
 	case !knownEnum(p.GetProfileType()):
 		return unsupported(field+".profile_type", "number %d", p.GetProfileType())
+	case p.GetProfileType() == profileLocalhost && armorName(p) == "":
+		return invalid(field+".localhost_ref", "no profile is named")
 	}
 	return nil
+}
+
+// checkSandboxAppArmor refuses a profile of the node: a sandbox has no process that
+// it could confine.
+func checkSandboxAppArmor(p *runtimeapi.SecurityProfile) error {
+	if p.GetProfileType() == profileLocalhost {
+		return unsupported("linux.security_context.apparmor", "profile %q: a sandbox has no process of its own; its containers are confined", p.GetLocalhostRef())
+	}
+	return checkAppArmor(p, "")
+}
+
+// armorName is the name that the kernel knows a profile of the node by. Kubelets
+// send it with the prefix of the old string, and without.
+func armorName(p *runtimeapi.SecurityProfile) string {
+	return strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
 }
 
 // confine sets the seccomp filter, the AppArmor profile and the paths that are
@@ -80,6 +96,9 @@ func checkAppArmor(p *runtimeapi.SecurityProfile, old string) error {
 func (o *ociSpec) confine() error {
 	o.spec.Linux.MaskedPaths, o.spec.Linux.ReadonlyPaths = []string{}, []string{}
 	if err := o.selinux(); err != nil {
+		return err
+	}
+	if err := o.appArmor(); err != nil {
 		return err
 	}
 	if o.privileged() {
@@ -93,18 +112,44 @@ func (o *ociSpec) confine() error {
 	o.spec.Linux.MaskedPaths = append(o.spec.Linux.MaskedPaths, sec.GetMaskedPaths()...)
 	o.spec.Linux.ReadonlyPaths = append(o.spec.Linux.ReadonlyPaths, sec.GetReadonlyPaths()...)
 
-	armor, err := profile(sec.GetApparmor(), sec.GetApparmorProfile()) //nolint:staticcheck // older kubelets send it
-	if err != nil {
-		return fmt.Errorf("apparmor: %w", err)
-	}
-	if armor.GetProfileType() == profileDefault { // no profile at all means the default here
-		o.spec.Process.ApparmorProfile = o.node.AppArmor
-	}
 	filter, err := profile(sec.GetSeccomp(), sec.GetSeccompProfilePath()) //nolint:staticcheck // older kubelets send it
 	if err != nil {
 		return fmt.Errorf("seccomp: %w", err)
 	}
 	return o.seccomp(filter)
+}
+
+// appArmorOf says which profile confines an app: the default one, or one of the
+// node by name; neither where nothing does. No profile at all means the default. A
+// privileged container is confined only by a profile that was named.
+func appArmorOf(sec *runtimeapi.LinuxContainerSecurityContext) (isDefault bool, name string, err error) {
+	p, err := profile(sec.GetApparmor(), sec.GetApparmorProfile()) //nolint:staticcheck // older kubelets send it
+	if err != nil {
+		return false, "", fmt.Errorf("apparmor: %w", err)
+	}
+	switch p.GetProfileType() {
+	case profileLocalhost:
+		return false, armorName(p), nil
+	case profileUnconfined:
+		return false, "", nil
+	}
+	return !sec.GetPrivileged(), "", nil
+}
+
+func (o *ociSpec) appArmor() error {
+	isDefault, name, err := appArmorOf(o.security())
+	switch {
+	case err != nil:
+		return err
+	case isDefault:
+		o.spec.Process.ApparmorProfile = o.node.AppArmor
+	case name == "":
+	case !slices.Contains(o.node.AppArmorProfiles, name):
+		return fmt.Errorf("AppArmor profile %q is not loaded on the node: %w", name, errdefs.ErrState)
+	default:
+		o.spec.Process.ApparmorProfile = name
+	}
+	return nil
 }
 
 // selinux refuses labels where they would mean something. On a node without

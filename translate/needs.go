@@ -22,6 +22,10 @@ type Needs struct {
 	Devices []string
 	// SeccompProfiles are absolute paths of profiles on the node.
 	SeccompProfiles []string
+	// AppArmor says that Node.AppArmor is used, and AppArmorProfiles names the
+	// profiles that the kernel must have.
+	AppArmor         bool
+	AppArmorProfiles []string
 	// Volumes are the directories to make for the app.
 	Volumes []EmptyVolume
 }
@@ -62,6 +66,14 @@ func NeedsOf(pm *schema.PodManifest, app string) (Needs, error) {
 	}
 	if filter.GetProfileType() == profileLocalhost && !needs.Privileged {
 		needs.SeccompProfiles = append(needs.SeccompProfiles, filter.GetLocalhostRef())
+	}
+	isDefault, armor, err := appArmorOf(sec)
+	if err != nil {
+		return Needs{}, fmt.Errorf("app %s: %w", app, err)
+	}
+	needs.AppArmor = isDefault
+	if armor != "" {
+		needs.AppArmorProfiles = append(needs.AppArmorProfiles, armor)
 	}
 	mounts, err := appMounts(pm, ra, c)
 	if err != nil {

@@ -422,3 +422,42 @@ func TestDamagedManifests(t *testing.T) {
 	_, _, err = SandboxConfig(pm)
 	refusal(t, err, errdefs.ErrInvalid, "gantry/cri")
 }
+
+func TestAppArmor(t *testing.T) {
+	type security = runtimeapi.LinuxContainerSecurityContext
+	set := func(kind runtimeapi.SecurityProfile_ProfileType, ref string) *runtimeapi.SecurityProfile {
+		return &runtimeapi.SecurityProfile{ProfileType: kind, LocalhostRef: ref}
+	}
+	for _, c := range []struct {
+		name  string
+		sec   *security
+		node  string // its default
+		want  string
+		class error
+	}{
+		{"nothing said", &security{}, "the-default", "the-default", nil},
+		{"default", &security{Apparmor: set(profileDefault, "")}, "the-default", "the-default", nil},
+		{"default, old string", &security{ApparmorProfile: "runtime/default"}, "the-default", "the-default", nil}, //nolint:staticcheck // older kubelets send it
+		{"default on a node without", &security{Apparmor: set(profileDefault, "")}, "", "", nil},
+		{"unconfined", &security{Apparmor: set(profileUnconfined, "")}, "the-default", "", nil},
+		{"unconfined, old string", &security{ApparmorProfile: "unconfined"}, "the-default", "", nil}, //nolint:staticcheck // older kubelets send it
+		{"of the node", &security{Apparmor: set(profileLocalhost, "mine")}, "the-default", "mine", nil},
+		{"of the node, with prefix", &security{Apparmor: set(profileLocalhost, "localhost/mine")}, "the-default", "mine", nil},
+		{"of the node, old string", &security{ApparmorProfile: "localhost/mine"}, "the-default", "mine", nil},                                 //nolint:staticcheck // older kubelets send it
+		{"the new field wins", &security{Apparmor: set(profileLocalhost, "mine"), ApparmorProfile: "unconfined"}, "the-default", "mine", nil}, //nolint:staticcheck // older kubelets send it
+		{"not loaded", &security{Apparmor: set(profileLocalhost, "other")}, "the-default", "", errdefs.ErrState},
+		{"privileged", &security{Privileged: true, Apparmor: set(profileDefault, "")}, "the-default", "", nil},
+		{"privileged, by name", &security{Privileged: true, Apparmor: set(profileLocalhost, "mine")}, "the-default", "mine", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, cfg, n := testSandbox(), testContainer(), testNode()
+			s.Linux.SecurityContext.Privileged = c.sec.Privileged
+			cfg.Linux.SecurityContext, n.AppArmor, n.AppArmorProfiles = c.sec, c.node, []string{"mine"}
+			spec, _, err := toOCI(t, s, cfg, n, testPlace())
+			refusal(t, err, c.class, "other")
+			if err == nil && spec.Process.ApparmorProfile != c.want {
+				t.Errorf("profile %q, want %q", spec.Process.ApparmorProfile, c.want)
+			}
+		})
+	}
+}

@@ -179,8 +179,8 @@ func allowSecurity(r *rand.Rand, s *runtimeapi.LinuxContainerSecurityContext) {
 	s.Capabilities = pick(r, nil, &runtimeapi.Capability{AddCapabilities: []string{"ALL", "net_admin"}, DropCapabilities: []string{"CAP_CHOWN"}})
 	s.MaskedPaths, s.ReadonlyPaths = pick(r, nil, []string{"/proc/x"}), pick(r, nil, []string{"/proc/y", "/proc/z"})
 	allowProfile(r, s.Seccomp, profileDefault, profileUnconfined, profileLocalhost)
-	allowProfile(r, s.Apparmor, profileDefault, profileUnconfined)
-	s.SeccompProfilePath, s.ApparmorProfile = pick(r, "", "unconfined"), pick(r, "", "runtime/default") //nolint:staticcheck // older kubelets send it
+	allowProfile(r, s.Apparmor, profileDefault, profileUnconfined, profileLocalhost)
+	s.SeccompProfilePath, s.ApparmorProfile = pick(r, "", "unconfined"), pick(r, "", "runtime/default", "localhost/x") //nolint:staticcheck // older kubelets send it
 	switch r.IntN(3) {
 	case 0:
 		s.RunAsUser, s.RunAsGroup, s.RunAsUsername = nil, nil, ""
@@ -252,6 +252,7 @@ func TestContainerRoundTrip(t *testing.T) {
 		n := testNode()
 		n.HugepageSizes = append([]string{}, words...)
 		n.SeccompProfiles["/profiles/x.json"] = []byte(`{}`)
+		n.AppArmorProfiles = []string{"/profiles/x.json", "x"}
 		_, _, err = ToOCI(pm, pm.Apps[0].Name.String(), sandbox, n, testPlace())
 		if err != nil && !strings.Contains(err.Error(), "not UTF-8") {
 			t.Fatalf("seed %d: %v", seed, err)

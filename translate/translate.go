@@ -74,6 +74,8 @@ type Node struct {
 	// AppArmor is the loaded profile that RuntimeDefault stands for; empty on a
 	// node without AppArmor.
 	AppArmor string
+	// AppArmorProfiles are those of Needs.AppArmorProfiles that the kernel has.
+	AppArmorProfiles []string
 	// SELinux says that SELinux is enabled on the node.
 	SELinux bool
 	// RecursiveReadOnly says that the OCI runtime knows the mount option rro.

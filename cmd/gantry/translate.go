@@ -80,7 +80,12 @@ func translateContainer(cmd *cobra.Command, pod *runtimeapi.PodSandboxConfig, c 
 	if err != nil {
 		return err
 	}
+	needs, err := translate.NeedsOf(pm, string(pm.Apps[0].Name))
+	if err != nil {
+		return err
+	}
 	node, place := standIns()
+	node.AppArmorProfiles = needs.AppArmorProfiles
 	config, warnings, err := translate.ToOCI(pm, string(pm.Apps[0].Name), sandbox, node, place)
 	if err != nil {
 		return err

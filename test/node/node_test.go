@@ -23,7 +23,7 @@ var (
 
 // suites run in the first boot, in this order, after the package is installed.
 var suites = []string{
-	suite("guest", "^TestPod$", "^TestDaemonGoesContainersStay$", "^TestWatchdog$"),
+	suite("guest", "^TestPod$", "^TestAppArmor$", "^TestDaemonGoesContainersStay$", "^TestWatchdog$"),
 	suite("cgroup"), suite("overlay"), suite("stage1"),
 	suite("e2e"),
 	suite("kubelet"),
