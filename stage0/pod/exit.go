@@ -171,6 +171,20 @@ func (p *Pods) Intents(u manifest.UUID) ([]Intent, error) {
 	return have, err
 }
 
+// Claims says whether a pod may have something outside of its directory. Intents
+// that cannot be read may say anything.
+func (p *Pods) Claims(u manifest.UUID) (bool, error) {
+	var have []Intent
+	err := readJSON(p.Path(u, intentsFile), &have)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return false, nil
+	}
+	if errors.Is(err, errBroken) {
+		return true, nil
+	}
+	return len(have) > 0, err
+}
+
 // Undone keeps only those intents that are not yet confirmed gone.
 func (d *Dir) Undone(left []Intent) error {
 	err := d.rewriteIntents(left)

@@ -117,11 +117,9 @@ func (d *Doctor) claims() (map[manifest.UUID]bool, error) {
 	}
 	claimed := map[manifest.UUID]bool{}
 	for _, u := range all {
-		intents, err := d.pods.Intents(u)
-		if err != nil {
+		if claimed[u], err = d.pods.Claims(u); err != nil {
 			return nil, fmt.Errorf("intents of pod %s: %w", u, err)
 		}
-		claimed[u] = len(intents) > 0
 	}
 	return claimed, nil
 }

@@ -118,3 +118,26 @@ func mine(found []Finding) []Finding {
 	}
 	return own
 }
+
+// TestTornIntents takes a pod whose intents cannot be read for one that may claim
+// anything: what it has is not for the doctor to remove.
+func TestTornIntents(t *testing.T) {
+	d := newDoctor(t)
+	for _, c := range []struct {
+		text string
+		want bool
+	}{{`[{"kind":"mou`, true}, {`[{"kind":"mount","data":{}}]`, true}, {`[]`, false}, {"", false}} {
+		file := d.pods.Path(known, "intents.json")
+		err := os.WriteFile(file, []byte(c.text), 0o600)
+		if c.text == "" {
+			err = os.Remove(file)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		claimed, err := d.claims()
+		if err != nil || claimed[known] != c.want {
+			t.Errorf("intents %q: claimed %t, %v; want %t", c.text, claimed[known], err, c.want)
+		}
+	}
+}
