@@ -114,7 +114,11 @@ func (p *Pods) record(u manifest.UUID) (Record, error) {
 	if err := readJSON(p.Path(u, recordFile), &r); err != nil {
 		return Record{}, fmt.Errorf("pod %s: %w", u, err)
 	}
-	if r.UUID != u || r.Schema < 1 || r.Schema > SchemaVersion {
+	if r.Schema > SchemaVersion {
+		// Not broken: after a downgrade no sweep may take it for garbage.
+		return Record{}, fmt.Errorf("pod %s: record of schema %d, this version reads up to %d: %w", u, r.Schema, SchemaVersion, errdefs.ErrUnsupported)
+	}
+	if r.UUID != u || r.Schema < 1 {
 		return Record{}, fmt.Errorf("pod %s: record of schema %d for %q: %w", u, r.Schema, r.UUID, errBroken)
 	}
 	return r, nil
