@@ -6,13 +6,18 @@ VERSION := $(or $(patsubst v%,%,$(shell git describe --tags --exact-match 2>/dev
 PREFIX ?= /usr/local
 FUZZTIME ?= 10s
 
+# The same for all that is built, so that each package is compiled once: a static,
+# reproducible program, and no debugging information to be stripped later.
+export CGO_ENABLED := 0
+export GOFLAGS := $(GOFLAGS) -buildvcs=false -trimpath -gcflags=all=-dwarf=0 -ldflags=-s
+
 .PHONY: help build demo test test-node lint bench fuzz package install clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build bin/gantry
-	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gantry ./cmd/gantry
+	go build -ldflags '-s -X main.version=$(VERSION)' -o bin/gantry ./cmd/gantry
 
 demo: build ## Show a pod from registry to clean-up, checked at every step (root)
 	hack/demo

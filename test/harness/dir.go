@@ -1,9 +1,9 @@
 package harness
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -71,10 +71,22 @@ func Eventually(tb testing.TB, timeout time.Duration, check func() string) {
 	}
 }
 
-// Checkout is the root of the source tree that this package lies in.
-func Checkout() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
+// Checkout is the root of the source tree: go test runs a package's tests in its
+// directory. (The binary does not know where its source was: -trimpath.)
+func Checkout() (string, error) {
+	start, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := start; ; dir = filepath.Dir(dir) {
+		_, err := os.Stat(filepath.Join(dir, "cmd", "gantry"))
+		if err == nil {
+			return dir, nil
+		}
+		if dir == "/" {
+			return "", fmt.Errorf("no source of gantry above %s: %w", start, err)
+		}
+	}
 }
 
 // MountsBelow lists the mount points at or below dir.

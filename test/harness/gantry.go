@@ -48,15 +48,20 @@ type Gantry struct {
 // binary is $GANTRY_BIN (from the root of the checkout), or gantry built from
 // the checkout.
 var binary = sync.OnceValues(func() (string, error) {
-	if bin := os.Getenv("GANTRY_BIN"); bin != "" {
-		if !filepath.IsAbs(bin) {
-			bin = filepath.Join(Checkout(), bin)
-		}
+	bin := os.Getenv("GANTRY_BIN")
+	if filepath.IsAbs(bin) {
 		return bin, nil
 	}
-	bin := filepath.Join(images.DefaultCache(), "e2e", "gantry")
+	root, err := Checkout()
+	if err != nil {
+		return "", err
+	}
+	if bin != "" {
+		return filepath.Join(root, bin), nil
+	}
+	bin = filepath.Join(images.DefaultCache(), "e2e", "gantry")
 	cmd := exec.Command("go", "build", "-o", bin, "./cmd/gantry")
-	cmd.Dir = Checkout()
+	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build gantry: %w\n%s", err, out)
 	}

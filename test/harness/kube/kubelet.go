@@ -50,7 +50,11 @@ var kubeletBinary = sync.OnceValues(func() (string, error) {
 	if bin := os.Getenv("GANTRY_KUBELET"); bin != "" {
 		return bin, nil
 	}
-	cmd := exec.Command(filepath.Join(harness.Checkout(), "hack", "build-kubelet"))
+	root, err := harness.Checkout()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command(filepath.Join(root, "hack", "build-kubelet"))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
