@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
@@ -132,16 +133,8 @@ func (k *Kernel) remember(version string) error {
 	if err := os.MkdirAll(filepath.Dir(k.stamp), 0o711); err != nil {
 		return fmt.Errorf("version of AppArmor profile: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(k.stamp), ".apparmor-*")
-	if err != nil {
+	if err := durable.WriteFile(k.stamp, []byte(version), 0o600, durable.Kill); err != nil {
 		return fmt.Errorf("version of AppArmor profile: %w", err)
-	}
-	_, err = f.WriteString(version)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), k.stamp)
-	}
-	if err != nil {
-		return fmt.Errorf("version of AppArmor profile: %w", errors.Join(err, os.Remove(f.Name())))
 	}
 	return nil
 }
