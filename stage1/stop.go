@@ -219,7 +219,7 @@ func (r *Runner) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (r *Runner) sweepPod(ctx context.Context, u manifest.UUID) (err error) {
+func (r *Runner) sweepPod(ctx context.Context, u manifest.UUID) error {
 	p, err := r.pods.Load(u)
 	if err != nil {
 		return r.sweepUnreadable(ctx, u, err)
@@ -227,6 +227,17 @@ func (r *Runner) sweepPod(ctx context.Context, u manifest.UUID) (err error) {
 	if !r.wantsSweep(p) {
 		return nil
 	}
+	return r.sweepFree(ctx, u, func(d *pod.Dir) error {
+		if len(p.Record.Apps) > 0 {
+			return r.settle(ctx, d)
+		}
+		return r.undo(ctx, d, nil)
+	})
+}
+
+// sweepFree deletes a pod that lies in garbage, and does inRun with one in run. One
+// that somebody holds, or that is gone, is left alone.
+func (r *Runner) sweepFree(ctx context.Context, u manifest.UUID, inRun func(*pod.Dir) error) (err error) {
 	d, err := r.pods.TryLock(u)
 	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrNotFound) {
 		return nil
@@ -237,10 +248,7 @@ func (r *Runner) sweepPod(ctx context.Context, u manifest.UUID) (err error) {
 	defer func() { err = errors.Join(err, d.Close()) }()
 	switch d.Place() {
 	case pod.InRun:
-		if len(p.Record.Apps) > 0 {
-			return r.settle(ctx, d)
-		}
-		return r.undo(ctx, d, nil)
+		return inRun(d)
 	case pod.InExitedGarbage, pod.InGarbage:
 		return r.delete(ctx, d)
 	}
@@ -250,20 +258,11 @@ func (r *Runner) sweepPod(ctx context.Context, u manifest.UUID) (err error) {
 // sweepUnreadable deletes what is left of a pod without a record that can be read:
 // a deletion that was cut short, or a pod of an earlier boot that a power cut tore.
 // A prepare that was cut short is stage0's.
-func (r *Runner) sweepUnreadable(ctx context.Context, u manifest.UUID, cause error) (err error) {
+func (r *Runner) sweepUnreadable(ctx context.Context, u manifest.UUID, cause error) error {
 	if errors.Is(cause, errdefs.ErrNotFound) {
 		cause = nil // gone, or never committed
 	}
-	d, err := r.pods.TryLock(u)
-	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	switch d.Place() {
-	case pod.InRun:
+	return r.sweepFree(ctx, u, func(d *pod.Dir) error {
 		if d.Record().UUID != "" {
 			return nil // written meanwhile
 		}
@@ -274,10 +273,7 @@ func (r *Runner) sweepUnreadable(ctx context.Context, u manifest.UUID, cause err
 			return err
 		}
 		return r.delete(ctx, d)
-	case pod.InExitedGarbage, pod.InGarbage:
-		return r.delete(ctx, d)
-	}
-	return nil
+	})
 }
 
 // wantsSweep is decided without a lock, so that running pods are not disturbed.
