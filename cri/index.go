@@ -91,9 +91,9 @@ type state struct {
 	user      *runtimeapi.LinuxContainerUser
 	// ghost says that the sandbox is gone and kept for its containers alone.
 	ghost bool
-	// wasReady says that the sandbox was ready at some time in this daemon's life;
-	// cutShort that it never was in any: its maker died while it made it.
-	wasReady, cutShort bool
+	// wasReady says that the sandbox is ready, or was in this boot. One that never
+	// was has a maker that died while it made it.
+	wasReady bool
 }
 
 func (e *entry) id() string          { return string(e.record.ID) }
@@ -347,7 +347,7 @@ func (x *index) read(p *pod.Pod) (*entry, error) {
 		return nil, fmt.Errorf("pod %s is in %q: %w", u, p.Place, errdefs.ErrNotFound)
 	}
 	if e.record.Owner == pod.OwnerCRI {
-		e.wasReady = p.WasReady
+		e.wasReady = p.WasReady || old != nil && old.wasReady
 		x.readRun(e, old)
 	}
 	return e, nil
@@ -386,8 +386,6 @@ func (x *index) readRun(e, old *entry) {
 		e.network, e.user, e.resources = old.network, old.user, old.resources
 	}
 	if e.record.Kind == pod.KindSandbox {
-		e.wasReady = e.wasReady || old != nil && old.wasReady
-		e.cutShort = !e.wasReady
 		if e.phase == pod.Up && len(e.network.IPs) == 0 && !hostNetwork(e.sandbox) {
 			n, err := x.inspector.Network(u)
 			if err != nil {

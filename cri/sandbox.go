@@ -63,7 +63,7 @@ func (s *sandboxes) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandb
 func (s *sandboxes) existing(key string, request manifest.Request) (string, error) {
 	e := s.index.holder(key)
 	switch {
-	case e == nil || e.cutShort && !e.ghost && len(s.index.containers(e.uuid())) == 0:
+	case e == nil || !e.wasReady && !e.ghost && len(s.index.containers(e.uuid())) == 0:
 		return "", nil
 	case e.phase != pod.Up:
 		return "", fmt.Errorf("%s: %s has it and is stopped, it must be removed first: %w", key, e.id(), errdefs.ErrExists)
