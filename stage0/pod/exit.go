@@ -163,9 +163,8 @@ func (d *Dir) Intents() ([]Intent, error) { return d.pods.Intents(d.uuid) }
 // Intents reads a pod's intents without its lock: what was said, of which some
 // may be gone already.
 func (p *Pods) Intents(u manifest.UUID) ([]Intent, error) {
-	var have []Intent
-	err := readJSON(p.Path(u, intentsFile), &have)
-	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errBroken) {
+	have, err := p.readIntents(u)
+	if errors.Is(err, errBroken) {
 		return nil, nil
 	}
 	return have, err
@@ -174,15 +173,24 @@ func (p *Pods) Intents(u manifest.UUID) ([]Intent, error) {
 // Claims says whether a pod may have something outside of its directory. Intents
 // that cannot be read may say anything.
 func (p *Pods) Claims(u manifest.UUID) (bool, error) {
-	var have []Intent
-	err := readJSON(p.Path(u, intentsFile), &have)
-	if errors.Is(err, errdefs.ErrNotFound) {
-		return false, nil
-	}
+	have, err := p.readIntents(u)
 	if errors.Is(err, errBroken) {
 		return true, nil
 	}
 	return len(have) > 0, err
+}
+
+// readIntents returns none where there is no file.
+func (p *Pods) readIntents(u manifest.UUID) ([]Intent, error) {
+	var have []Intent
+	err := readJSON(p.Path(u, intentsFile), &have)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return have, nil
 }
 
 // Undone keeps only those intents that are not yet confirmed gone.
