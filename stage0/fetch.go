@@ -73,17 +73,7 @@ func (p *Pipeline) Fetch(ctx context.Context, req FetchRequest) (_ store.Entry, 
 		return store.Entry{}, fmt.Errorf("fetch: %w", err)
 	}
 	failpoint.Hit(failpoint.FetchResolved)
-	times := &fetchTimes{}
-	defer func() {
-		times.report(p, err)
-		err = errors.Join(err, remote.Close())
-	}()
-	src := source{Remote: remote, label: req.Ref.String(), platform: req.Platform, want: req.Ref.Digest(), names: names(req.Ref, remote.Digest())}
-	img, err := p.fetchImage(ctx, src, times)
-	if err != nil {
-		return store.Entry{}, fmt.Errorf("fetch %s: %w", req.Ref, err)
-	}
-	return p.Images.Lookup(img.String())
+	return p.bring(ctx, "fetch", source{Remote: remote, label: req.Ref.String(), platform: req.Platform, want: req.Ref.Digest(), names: names(req.Ref, remote.Digest())})
 }
 
 // Load brings an image of the file system into the store, as Fetch does one of a
@@ -98,21 +88,12 @@ func (p *Pipeline) Load(ctx context.Context, at imageref.Location, platform *oci
 	if err != nil {
 		return store.Entry{}, fmt.Errorf("load: %w", err)
 	}
-	times := &fetchTimes{}
-	defer func() {
-		times.report(p, err)
-		err = errors.Join(err, local.Close())
-	}()
 	src := source{Remote: local, label: at.String(), platform: platform, want: local.Digest()}
 	// Nobody vouches that a registry has it under this digest, so that is no name.
 	if tag := local.Ref().Tagged(); tag != "" {
 		src.names = []store.Ref{{Name: tag, Digest: local.Digest()}}
 	}
-	img, err := p.fetchImage(ctx, src, times)
-	if err != nil {
-		return store.Entry{}, fmt.Errorf("load %s: %w", at, err)
-	}
-	return p.Images.Lookup(img.String())
+	return p.bring(ctx, "load", src)
 }
 
 // source is an image at its source, and what is wanted of it.
@@ -122,6 +103,21 @@ type source struct {
 	platform *ocispec.Platform
 	want     digest.Digest // that of the manifest or index, where it is known before
 	names    []store.Ref   // that the image gets
+}
+
+// bring brings an image that was resolved into the store, and closes its source.
+// An error says by verb what was being done.
+func (p *Pipeline) bring(ctx context.Context, verb string, src source) (_ store.Entry, err error) {
+	times := &fetchTimes{}
+	defer func() {
+		times.report(p, err)
+		err = errors.Join(err, src.Close())
+	}()
+	img, err := p.fetchImage(ctx, src, times)
+	if err != nil {
+		return store.Entry{}, fmt.Errorf("%s %s: %w", verb, src.label, err)
+	}
+	return p.Images.Lookup(img.String())
 }
 
 // fetchImage reads manifest and layers, commits them and returns the image's id.
