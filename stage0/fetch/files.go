@@ -193,11 +193,16 @@ func decompressTo(ctx context.Context, w io.Writer, open func(io.Reader) (io.Rea
 		return err
 	}
 	defer d.Close() //nolint:errcheck // only read
-	_, err = io.Copy(w, readerFunc(func(p []byte) (int, error) {
+	return copyUntilDone(ctx, w, d)
+}
+
+// copyUntilDone is io.Copy that ends with ctx.
+func copyUntilDone(ctx context.Context, w io.Writer, r io.Reader) error {
+	_, err := io.Copy(w, readerFunc(func(p []byte) (int, error) {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		return d.Read(p)
+		return r.Read(p)
 	}))
 	return err
 }

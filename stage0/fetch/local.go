@@ -100,7 +100,7 @@ func (l *Local) Manifest(ctx context.Context, platform *ocispec.Platform) (Manif
 
 // Blob is part of Remote.
 func (l *Local) Blob(_ context.Context, layer ocispec.Descriptor) (io.ReadCloser, error) {
-	r, size, err := l.files.open(l.file(layer.Digest))
+	r, size, err := l.open(l.file(layer.Digest))
 	if err == nil && size != layer.Size {
 		err = errors.Join(fmt.Errorf("it has %d bytes, %d were promised: %w", size, layer.Size, errdefs.ErrUnverified), r.Close())
 	}
@@ -147,7 +147,7 @@ func (l *Local) readDocument(ctx context.Context, desc ocispec.Descriptor) ([]by
 }
 
 func (l *Local) readFile(name string, limit int64) (_ []byte, err error) {
-	r, size, err := l.files.open(name)
+	r, size, err := l.open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -202,11 +202,10 @@ func (l *Local) findInLayout(ctx context.Context) error {
 			found = append(found, d)
 		}
 	}
-	i, err := l.one(len(found), names)
-	if err != nil {
+	if err := l.wantOne(len(found), names); err != nil {
 		return err
 	}
-	l.desc = found[i]
+	l.desc = found[0]
 	l.name = l.desc.Annotations[containerdName]
 	if l.name == "" {
 		l.name = l.desc.Annotations[ocispec.AnnotationRefName]
@@ -214,19 +213,19 @@ func (l *Local) findInLayout(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// one complains unless exactly one image was found.
-func (l *Local) one(found int, names []string) (int, error) {
+// wantOne complains unless exactly one image was found.
+func (l *Local) wantOne(found int, names []string) error {
 	list := "none has a name"
 	if len(names) > 0 {
 		list = "it has " + strings.Join(names[:min(len(names), 20)], ", ")
 	}
 	switch {
 	case found == 1:
-		return 0, nil
+		return nil
 	case found == 0 && l.at.Name != "":
-		return 0, fmt.Errorf("there is no image %q, %s: %w", l.at.Name, list, errdefs.ErrNotFound)
+		return fmt.Errorf("there is no image %q, %s: %w", l.at.Name, list, errdefs.ErrNotFound)
 	case found == 0:
-		return 0, fmt.Errorf("there is no image in it: %w", errdefs.ErrNotFound)
+		return fmt.Errorf("there is no image in it: %w", errdefs.ErrNotFound)
 	}
-	return 0, fmt.Errorf("there are %d images, say which by %s:%s:NAME, %s: %w", found, l.at.Transport, l.at.Path, list, errdefs.ErrInvalid)
+	return fmt.Errorf("there are %d images, say which by %s:%s:NAME, %s: %w", found, l.at.Transport, l.at.Path, list, errdefs.ErrInvalid)
 }

@@ -41,15 +41,14 @@ func (l *Local) findSaved(ctx context.Context) error {
 			found = append(found, s)
 		}
 	}
-	i, err := l.one(len(found), names)
-	if err != nil {
+	if err := l.wantOne(len(found), names); err != nil {
 		return err
 	}
 	l.name = l.at.Name
-	if tags := found[i].RepoTags; l.name == "" && len(tags) > 0 {
+	if tags := found[0].RepoTags; l.name == "" && len(tags) > 0 {
 		l.name = tags[0]
 	}
-	return l.describe(ctx, found[i])
+	return l.describe(ctx, found[0])
 }
 
 // means reports whether the location's name is that of an image, however much of
@@ -97,7 +96,7 @@ func (l *Local) describe(ctx context.Context, s saved) error {
 // describeLayer says what a layer's file is: a plain tar, whose digest is the diff
 // ID, or, as some tools write it, a compressed one that is hashed here.
 func (l *Local) describeLayer(ctx context.Context, name string, diffID digest.Digest) (_ ocispec.Descriptor, err error) {
-	r, size, err := l.files.open(name)
+	r, size, err := l.open(name)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -116,12 +115,7 @@ func (l *Local) describeLayer(ctx context.Context, name string, diffID digest.Di
 	}
 	sum := digest.Canonical.Digester()
 	_, _ = sum.Hash().Write(magic[:n]) // a hash never fails
-	if _, err := io.Copy(sum.Hash(), readerFunc(func(p []byte) (int, error) {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		return r.Read(p)
-	})); err != nil {
+	if err := copyUntilDone(ctx, sum.Hash(), r); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	desc.Digest = sum.Digest()
