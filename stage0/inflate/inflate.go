@@ -14,7 +14,6 @@
 package inflate
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -183,9 +182,7 @@ func (d *Decoder) refill() error {
 			return err
 		}
 	}
-	d.bits |= binary.LittleEndian.Uint64(d.in[d.pos:]) << (d.nbits & 63)
-	d.pos += int((63 - d.nbits) >> 3)
-	d.nbits |= 56
+	d.bits, d.nbits, d.pos = fill(d.in, d.bits, d.nbits, d.pos)
 	return nil
 }
 

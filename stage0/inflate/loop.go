@@ -54,9 +54,7 @@ func (d *Decoder) loop(buf []byte, o int) (int, loopStatus) {
 		oldest    = d.oldest
 		status    = paused
 	)
-	bb |= binary.LittleEndian.Uint64(in[pos:pos+8]) << (n & 63)
-	pos += int((63 - n) >> 3)
-	n |= 56
+	bb, n, pos = fill(in, bb, n, pos)
 	e := lit[bb&(1<<litBits-1)]
 	for pos <= inEnd && o <= outEnd {
 		if e&literal != 0 {
@@ -76,16 +74,12 @@ func (d *Decoder) loop(buf []byte, o int) (int, loopStatus) {
 					o += int(e >> lengthShift & 63)
 					bb >>= e & dropMask
 					n -= uint(e & dropMask)
-					bb |= binary.LittleEndian.Uint64(in[pos:pos+8]) << (n & 63)
-					pos += int((63 - n) >> 3)
-					n |= 56
+					bb, n, pos = fill(in, bb, n, pos)
 					e = lit[bb&(1<<litBits-1)]
 					continue
 				}
 			}
-			bb |= binary.LittleEndian.Uint64(in[pos:pos+8]) << (n & 63)
-			pos += int((63 - n) >> 3)
-			n |= 56
+			bb, n, pos = fill(in, bb, n, pos)
 		}
 		if e&special != 0 {
 			if e&secondary == secondary {
@@ -95,9 +89,7 @@ func (d *Decoder) loop(buf []byte, o int) (int, loopStatus) {
 					o++
 					bb >>= e & dropMask
 					n -= uint(e & dropMask)
-					bb |= binary.LittleEndian.Uint64(in[pos:pos+8]) << (n & 63)
-					pos += int((63 - n) >> 3)
-					n |= 56
+					bb, n, pos = fill(in, bb, n, pos)
 					e = lit[bb&(1<<litBits-1)]
 					continue
 				}
@@ -133,9 +125,7 @@ func (d *Decoder) loop(buf []byte, o int) (int, loopStatus) {
 			status = badDistance
 			break
 		}
-		bb |= binary.LittleEndian.Uint64(in[pos:pos+8]) << (n & 63)
-		pos += int((63 - n) >> 3)
-		n |= 56
+		bb, n, pos = fill(in, bb, n, pos)
 		e = lit[bb&(1<<litBits-1)]
 
 		if distance >= 8 && length <= 64 {
@@ -153,6 +143,12 @@ func (d *Decoder) loop(buf []byte, o int) (int, loopStatus) {
 	}
 	d.pos, d.bits, d.nbits = pos, bb, n
 	return o, status
+}
+
+// fill brings the bit buffer to at least 56 bits. It is inlined.
+func fill(in []byte, bb uint64, n uint, pos int) (bits uint64, count uint, next int) {
+	bb |= binary.LittleEndian.Uint64(in[pos:pos+8]) << (n & 63)
+	return bb, n | 56, pos + int((63-n)>>3)
 }
 
 // repeat fills buf with its first n bytes over and over.

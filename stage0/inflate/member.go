@@ -76,7 +76,19 @@ func (d *Decoder) readMemberHeader() error {
 	if fixed[0] != 0x1f || fixed[1] != 0x8b || fixed[2] != 8 {
 		return d.corrupt(ErrCorrupt, "no gzip header, but % x", fixed[:3])
 	}
-	flags := fixed[3]
+	r.optional(fixed[3])
+	if r.err != nil {
+		return r.err
+	}
+	d.members++
+	d.written, d.history = 0, 0
+	d.next = blockHeader
+	return nil
+}
+
+// optional skips what a header has behind its fixed fields, and compares its CRC
+// (RFC 1952, section 2.3.1).
+func (r *byteReader) optional(flags byte) {
 	if flags&flagExtra != 0 {
 		for left := int(binary.LittleEndian.Uint16(r.bytes(2))); left > 0 && r.err == nil; left-- {
 			r.bytes(1)
@@ -91,13 +103,9 @@ func (d *Decoder) readMemberHeader() error {
 	if flags&flagHeaderCRC != 0 {
 		want := uint16(r.crc)
 		if got := binary.LittleEndian.Uint16(r.bytes(2)); r.err == nil && got != want {
-			return d.corrupt(ErrCorrupt, "the header's checksum is %04x, not %04x", got, want)
+			r.err = r.d.corrupt(ErrCorrupt, "the header's checksum is %04x, not %04x", got, want)
 		}
 	}
-	d.members++
-	d.written, d.history = 0, 0
-	d.next = blockHeader
-	return r.err
 }
 
 // readTrailer reads what follows a member's last block (RFC 1952, section 2.3.1).

@@ -182,23 +182,25 @@ func (t *table) lay(count *[maxBits + 1]int, sorted []uint16, k kind) {
 			} else {
 				e += uint32(l) | uint32(l)<<lengthShift
 			}
+			if l > k.bits && int(code&mask) != prefix {
+				prefix, index = int(code&mask), secondBits(count, l, left, k.bits)
+				t.entries[prefix] = uint32(secondary | index<<lengthShift | free<<valueShift)
+				free += 1 << index
+			}
 			if l <= k.bits {
-				for i := code; i <= mask; i += 1 << l {
-					t.entries[i] = e
-				}
+				replicate(t.entries[:mask+1], code, l, e)
 			} else {
-				if int(code&mask) != prefix {
-					prefix, index = int(code&mask), secondBits(count, l, left, k.bits)
-					t.entries[prefix] = uint32(secondary | index<<lengthShift | free<<valueShift)
-					free += 1 << index
-				}
-				begin := free - 1<<index
-				for i := code >> k.bits; i < 1<<index; i += 1 << (l - k.bits) {
-					t.entries[begin+int(i)] = e
-				}
+				replicate(t.entries[free-1<<index:free], code>>k.bits, l-k.bits, e)
 			}
 			code = increment(code, l)
 		}
+	}
+}
+
+// replicate writes an entry wherever the lowest bits of the index are its code.
+func replicate(level []uint32, code, bits uint, e uint32) {
+	for i := code; i < uint(len(level)); i += 1 << bits {
+		level[i] = e
 	}
 }
 
