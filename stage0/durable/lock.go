@@ -147,7 +147,13 @@ func wait(ctx context.Context, f *os.File, m Mode) error {
 		}
 		return nil
 	case <-ctx.Done():
-		go func() { <-done; Unlock(f) }()
+		go func() {
+			if <-done == nil {
+				Unlock(f)
+			} else {
+				_ = f.Close()
+			}
+		}()
 		return context.Cause(ctx)
 	}
 }

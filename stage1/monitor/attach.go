@@ -86,12 +86,12 @@ func Attach(ctx context.Context, socket string, client AttachIO) error {
 	case err = <-q.failed:
 		q.stop()
 		_ = conn.SetReadDeadline(time.Unix(1, 0))
-		_ = <-received // ends by the deadline just set
+		<-received //nolint:errcheck // ends by the deadline just set
 		end()
 	case <-ctx.Done():
 		q.stop()
 		_ = conn.SetReadDeadline(time.Unix(1, 0))
-		_ = <-received // ends by the deadline just set
+		<-received //nolint:errcheck // ends by the deadline just set
 		err = ctx.Err()
 		end()
 	}
