@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -215,6 +216,26 @@ func TestRuntimeMissing(t *testing.T) {
 	r := *c.Runtime
 	r.Path = "/no/such/runtime"
 	c.spec.Runtime = &r
+	_, err := Start(t.Context(), c.spec)
+	if err == nil || !strings.Contains(err.Error(), "/no/such/runtime") {
+		t.Fatalf("the reason is not in %v", err)
+	}
+	t.Log(err)
+}
+
+// conmon looks for the runtime before it waits to be let go, and may be gone by the
+// time that it is to be placed.
+func TestRuntimeMissingBeforePlaced(t *testing.T) {
+	c := newContainer(t, nil, "/bin/true")
+	r := *c.Runtime
+	r.Path = "/no/such/runtime"
+	c.spec.Runtime = &r
+	c.spec.Place = func(_ context.Context, pid int) error {
+		for unix.Kill(pid, 0) == nil {
+			time.Sleep(time.Millisecond)
+		}
+		return fmt.Errorf("move process %d: %w", pid, errdefs.ErrNotFound)
+	}
 	_, err := Start(t.Context(), c.spec)
 	if err == nil || !strings.Contains(err.Error(), "/no/such/runtime") {
 		t.Fatalf("the reason is not in %v", err)

@@ -256,12 +256,12 @@ func (l *launched) follow(ctx context.Context) (Started, error) {
 	failpoint.Hit(failpoint.MonitorForked)
 	if s.Place != nil {
 		if err := s.Place(ctx, l.cmd.Process.Pid); err != nil {
-			return Started{}, fmt.Errorf("place: %w", err)
+			return Started{}, l.early(ctx, fmt.Errorf("place: %w", err))
 		}
 	}
 	failpoint.Hit(failpoint.MonitorPlaced)
 	if _, err := l.gate.Write([]byte{1}); err != nil {
-		return Started{}, fmt.Errorf("start pipe: %s: %w", l.words(), err)
+		return Started{}, l.early(ctx, fmt.Errorf("start pipe: %w", err))
 	}
 	pid, err := l.readReport(ctx)
 	if err != nil {
@@ -339,6 +339,22 @@ func (l *launched) words() string {
 	default:
 	}
 	return "conmon ended without a word"
+}
+
+// early explains a failure before conmon was let go: when the cause is that it has
+// ended by itself, as it does when it finds no runtime, its own words come first.
+func (l *launched) early(ctx context.Context, err error) error {
+	if !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, unix.EPIPE) {
+		return err
+	}
+	select {
+	case <-l.exited:
+	case <-time.After(killTimeout): // it lives: what is gone is something else
+		return err
+	case <-ctx.Done():
+		return err
+	}
+	return fmt.Errorf("%s: %w", l.words(), err)
 }
 
 // abort kills what was launched: the first process, the one that it forked, and
