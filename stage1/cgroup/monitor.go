@@ -1,6 +1,9 @@
 package cgroup
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // monitorParent holds the groups of the monitors; monitorSlice does for systemd.
 const (
@@ -53,12 +56,15 @@ func (m *Monitor) Place(ctx context.Context, pid int) error {
 // Kill ends the monitor and what it started, as Hierarchy.Kill does.
 func (m *Monitor) Kill(ctx context.Context) error { return m.h.Kill(ctx, m.Path) }
 
-// Remove removes the group. It is idempotent. systemd removes a scope itself
-// when its last process has gone; then there is only what it left to do.
+// Remove removes the group, and with systemd the scope. It is idempotent. systemd is
+// asked, and does not only see that the last process has gone: the kernel tells of that
+// 10 ms late when the group was filled just before (cgroup_file_notify), and never when
+// the group is removed within that time; the scope would stay for good.
 func (m *Monitor) Remove(ctx context.Context) error {
-	err := m.h.Remove(ctx, m.Path)
-	if m.driver != Systemd {
-		m.h.RemoveEmpty(monitorParent)
+	if m.driver == Systemd {
+		return errors.Join(stopUnit(ctx, m.unit), m.h.Remove(ctx, m.Path))
 	}
+	err := m.h.Remove(ctx, m.Path)
+	m.h.RemoveEmpty(monitorParent)
 	return err
 }

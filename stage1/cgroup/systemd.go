@@ -24,7 +24,15 @@ func (h *Hierarchy) StopSlice(ctx context.Context, path string) error {
 	if !h.Exists(path) {
 		return nil
 	}
-	unit := filepath.Base(path)
+	if err := stopUnit(ctx, filepath.Base(path)); err != nil {
+		return err
+	}
+	return h.Remove(ctx, path)
+}
+
+// stopUnit has systemd stop a unit and waits until it has. That there is none is no
+// error.
+func stopUnit(ctx context.Context, unit string) error {
 	err := change(ctx, func(conn *systemd.Conn, done chan<- string) error {
 		_, err := conn.StopUnitContext(ctx, unit, "replace", done)
 		var answer dbus.Error
@@ -37,7 +45,7 @@ func (h *Hierarchy) StopSlice(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("stop %s: %w", unit, err)
 	}
-	return h.Remove(ctx, path)
+	return nil
 }
 
 // startScope asks systemd for a transient scope around the process and waits for the answer.
