@@ -2,14 +2,16 @@ package overlay
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/durable"
 )
 
 // Support says whether a data directory can carry overlay mounts.
@@ -17,6 +19,15 @@ type Support struct {
 	OK bool
 	// Reason says why not, in words that fit behind "disabling overlay support:".
 	Reason string
+}
+
+// Site is where overlay mounts are to be made.
+type Site struct {
+	// Dir is the data directory, which holds trees and upper directories. Its tmp/
+	// is where a mount is tried.
+	Dir string
+	// Known is the path of a file that remembers the last trial mount that worked.
+	Known string
 }
 
 const (
@@ -29,16 +40,17 @@ type node struct {
 	statfs      func(path string, st *unix.Statfs_t) error
 	getdents    func(fd int, buf []byte) (int, error)
 	filesystems string // path of /proc/filesystems
-	trial       func(dir string) error
+	trial       func(ctx context.Context, tmp string) (refused, err error)
 }
 
-// Detect says whether overlay mounts work on the data directory dir: file
-// systems known not to carry them, entries without a type (XFS with ftype=0),
-// a kernel without overlay, and last one trial mount within dir. A failure to
-// find out is an error; every finding is a Support with its reason. The
+// Detect says whether overlay mounts work on the site: file systems known not
+// to carry them, entries without a type (XFS with ftype=0), a kernel without
+// overlay, and last a trial mount. The trial is made once a boot and device, as
+// long as it succeeds: what fails may have been put right meanwhile. A failure
+// to find out is an error; every finding is a Support with its reason. The
 // conditions are those of rkt prepare.
-func Detect(dir string) (Support, error) {
-	return detect(dir, node{
+func (s Site) Detect(ctx context.Context) (Support, error) {
+	return s.detect(ctx, node{
 		statfs:      unix.Statfs,
 		getdents:    unix.Getdents,
 		filesystems: "/proc/filesystems",
@@ -46,17 +58,17 @@ func Detect(dir string) (Support, error) {
 	})
 }
 
-func detect(dir string, n node) (Support, error) {
-	reason, err := unsupported(dir, n)
+func (s Site) detect(ctx context.Context, n node) (Support, error) {
+	reason, err := s.unsupported(ctx, n)
 	if err != nil {
-		return Support{}, fmt.Errorf("determine overlay support of %s: %w", dir, err)
+		return Support{}, fmt.Errorf("determine overlay support of %s: %w", s.Dir, err)
 	}
 	return Support{OK: reason == "", Reason: reason}, nil
 }
 
-func unsupported(dir string, n node) (string, error) {
+func (s Site) unsupported(ctx context.Context, n node) (string, error) {
 	var st unix.Statfs_t
-	if err := n.statfs(dir, &st); err != nil {
+	if err := n.statfs(s.Dir, &st); err != nil {
 		return "", fmt.Errorf("statfs: %w", err)
 	}
 	switch uint32(st.Type) { //nolint:gosec // the kernel's magic numbers have 32 bits
@@ -65,26 +77,57 @@ func unsupported(dir string, n node) (string, error) {
 	case magicZFS:
 		return "unsupported filesystem: zfs", nil
 	}
-	typed, err := hasTypes(dir, n)
+	typed, err := hasTypes(s.Dir, n)
 	if err != nil {
 		return "", err
 	}
 	if !typed {
 		return "unsupported filesystem: missing d_type support", nil
 	}
-	trial := n.trial(dir)
-	if trial == nil {
+	device, err := s.device(st)
+	if err != nil {
+		return "", err
+	}
+	if known, err := os.ReadFile(s.Known); err == nil && string(known) == device {
 		return "", nil
 	}
-	// The mount loads a missing module by itself, so the list is read after it.
-	list, err := os.ReadFile(n.filesystems)
+	refused, err := n.trial(ctx, filepath.Join(s.Dir, "tmp"))
 	if err != nil {
-		return fmt.Sprintf("cannot open %s: %v", n.filesystems, err), nil
+		return "", fmt.Errorf("trial mount: %w", err)
+	}
+	if refused == nil {
+		return "", durable.WriteFile(s.Known, []byte(device), 0o600, durable.Kill)
+	}
+	return refusal(refused, n.filesystems), nil
+}
+
+// device names the file system of the site and the boot that it is looked at
+// in. The number alone is not enough: another file system gets that of one that
+// was unmounted.
+func (s Site) device(fs unix.Statfs_t) (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot id: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(s.Dir, &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: s.Dir, Err: err}
+	}
+	return fmt.Sprintf("boot %s device %d:%d type %x id %x\n",
+		bytes.TrimSpace(boot), unix.Major(st.Dev), unix.Minor(st.Dev), fs.Type, fs.Fsid.Val), nil
+}
+
+// refusal puts into words that the kernel refused the trial mount. The mount
+// loads a missing module by itself, so the list is read after it.
+func refusal(refused error, filesystems string) string {
+	list, err := os.ReadFile(filesystems)
+	if err != nil {
+		return fmt.Sprintf("cannot open %s: %v", filesystems, err)
 	}
 	if !bytes.Contains(append([]byte("\n"), list...), []byte("\nnodev\toverlay\n")) {
-		return "overlay entry not present in " + n.filesystems, nil
+		return "overlay entry not present in " + filesystems
 	}
-	return fmt.Sprintf("trial mount: %v", trial), nil
+	return fmt.Sprintf("trial mount: %v", refused)
 }
 
 // hasTypes says whether the directory's entries carry their type: one
@@ -114,26 +157,48 @@ func hasTypes(dir string, n node) (bool, error) {
 	return true, nil
 }
 
-// trialMount mounts an overlay within dir and takes it away again.
-func trialMount(dir string) (err error) {
-	tmp, err := os.MkdirTemp(dir, ".overlay-trial-")
-	if err != nil {
-		return err
+// trialName is the entry in tmp/ that a trial works in. It has one name, so
+// that the next trial finds what one that was killed left.
+const trialName = "overlay-trial"
+
+// trialMount makes an overlay mount within tmp. refused is the kernel's answer;
+// err says that it could not be asked. The mount lives in a mount namespace that
+// ends with the trial, however that ends.
+func trialMount(ctx context.Context, tmp string) (refused, err error) {
+	if err := os.MkdirAll(tmp, 0o700); err != nil {
+		return nil, durable.NoSpace(err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	for _, d := range []string{"tree/rootfs", "upper", "work", "merged"} {
-		if err := os.MkdirAll(filepath.Join(tmp, d), 0o700); err != nil {
-			return err
-		}
+	dir := filepath.Join(tmp, trialName)
+	lock, err := durable.LockFile(ctx, dir+".lock")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		err = errors.Join(err, os.RemoveAll(dir), os.Remove(lock.Name()))
+		durable.Unlock(lock)
+	}()
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, err
 	}
 	p := Plan{
 		Lower:  []string{"tree"},
-		Upper:  filepath.Join(tmp, "upper"),
-		Work:   filepath.Join(tmp, "work"),
-		Target: filepath.Join(tmp, "merged"),
+		Upper:  filepath.Join(dir, "upper"),
+		Work:   filepath.Join(dir, "work"),
+		Target: filepath.Join(dir, "merged"),
 	}
-	if err := mount(tmp, p); err != nil {
-		return errors.New(strings.ReplaceAll(err.Error(), tmp, dir))
+	for _, d := range []string{filepath.Join(dir, "tree", "rootfs"), p.Upper, p.Work, p.Target} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, durable.NoSpace(err)
+		}
 	}
-	return Unmount(p.Target)
+	return onThread(unix.CLONE_NEWNS, func() error {
+		// Nothing is to propagate to where the namespace was copied from.
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return os.NewSyscallError("mount", err)
+		}
+		if err := mountStack(dir, p.Lower, p); err != nil {
+			return err
+		}
+		return Unmount(p.Target)
+	}), nil
 }

@@ -98,14 +98,21 @@ func mount(treesDir string, p Plan) error {
 	if len(lower) == 1 && p.Upper == "" {
 		return fmt.Errorf("overlay cannot show one tree alone: %w", errdefs.ErrInvalid)
 	}
+	return onThread(unix.CLONE_FS, func() error { return mountStack(treesDir, lower, p) })
+}
+
+// mountStack mounts trees, topmost first. It changes the working directory of
+// the calling thread, which onThread made for it.
+func mountStack(treesDir string, lower []string, p Plan) error {
 	data := options(lower, p)
 	if len(data) >= os.Getpagesize() {
 		return fmt.Errorf("%d layers need %d bytes of mount options, the kernel takes %d: %w",
 			len(lower), len(data), os.Getpagesize()-1, errdefs.ErrUnsupported)
 	}
-	return inDir(treesDir, func() error {
-		return os.NewSyscallError("mount", unix.Mount("overlay", p.Target, "overlay", 0, data))
-	})
+	if err := unix.Chdir(treesDir); err != nil {
+		return &fs.PathError{Op: "chdir", Path: treesDir, Err: err}
+	}
+	return os.NewSyscallError("mount", unix.Mount("overlay", p.Target, "overlay", 0, data))
 }
 
 // visible returns the part of the stack that is to be mounted. A tree that
@@ -153,19 +160,15 @@ func options(lower []string, p Plan) string {
 	return data
 }
 
-// inDir calls f with dir as the working directory, on a thread of its own
-// that is thrown away: a working directory belongs to all threads unless one
-// leaves with CLONE_FS.
-func inDir(dir string, f func() error) error {
+// onThread calls f on a thread of its own that is thrown away, after it has
+// left what flags name: a working directory (CLONE_FS) and a mount namespace
+// (CLONE_NEWNS) belong to all threads unless one leaves.
+func onThread(flags int, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		if err := unix.Unshare(flags); err != nil {
 			done <- os.NewSyscallError("unshare", err)
-			return
-		}
-		if err := unix.Chdir(dir); err != nil {
-			done <- &fs.PathError{Op: "chdir", Path: dir, Err: err}
 			return
 		}
 		done <- f()

@@ -1,9 +1,12 @@
 package overlay
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,8 +27,10 @@ func TestDetect(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	works := func(string) error { return nil }
-	fails := func(string) error { return unix.EINVAL }
+	trial := func(refused, err error) func(context.Context, string) (error, error) {
+		return func(context.Context, string) (error, error) { return refused, err }
+	}
+	works, fails := trial(nil, nil), trial(unix.EINVAL, nil)
 	tests := []struct {
 		name   string
 		node   node
@@ -34,7 +39,7 @@ func TestDetect(t *testing.T) {
 		{"ext4", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, with, works}, ""},
 		{"aufs", node{fsType(magicAUFS), unix.Getdents, with, works}, "unsupported filesystem: aufs"},
 		{"zfs", node{fsType(magicZFS), unix.Getdents, with, works}, "unsupported filesystem: zfs"},
-		{"no types", node{fsType(unix.XFS_SUPER_MAGIC), untyped, with, works}, "unsupported filesystem: missing d_type support"},
+		{"XFS with ftype=0", node{fsType(unix.XFS_SUPER_MAGIC), untyped, with, works}, "unsupported filesystem: missing d_type support"},
 		{"module that the mount loads", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, without, works}, ""},
 		{"kernel without", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, without, fails}, "overlay entry not present in " + without},
 		{"no list", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, "/nonexistent", fails}, "cannot open /nonexistent: open /nonexistent: no such file or directory"},
@@ -42,15 +47,60 @@ func TestDetect(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := detect(t.TempDir(), tt.node)
+			got, err := newSite(t, t.TempDir()).detect(t.Context(), tt.node)
 			if err != nil || got.Reason != tt.reason || got.OK != (tt.reason == "") {
 				t.Errorf("detect = %+v, %v; want %q", got, err, tt.reason)
 			}
 		})
 	}
-	if _, err := Detect(filepath.Join(lists, "absent")); !errors.Is(err, unix.ENOENT) {
+	full := node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, with, trial(nil, unix.ENOSPC)}
+	if _, err := newSite(t, t.TempDir()).detect(t.Context(), full); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a trial that could not be made: %v", err)
+	}
+	if _, err := newSite(t, filepath.Join(lists, "absent")).Detect(t.Context()); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("Detect of nothing: %v", err)
 	}
+}
+
+func newSite(t *testing.T, dir string) Site {
+	t.Helper()
+	return Site{Dir: dir, Known: filepath.Join(t.TempDir(), "overlay")}
+}
+
+// TestTrialOnce holds that a trial that succeeds is made once a device, and one
+// that fails again and again.
+func TestTrialOnce(t *testing.T) {
+	var refused error
+	trials := 0
+	n := node{statfs: unix.Statfs, getdents: unix.Getdents, filesystems: "/proc/filesystems"}
+	n.trial = func(context.Context, string) (error, error) { trials++; return refused, nil }
+	s := newSite(t, t.TempDir())
+	look := func(ok bool, want int) {
+		t.Helper()
+		if got, err := s.detect(t.Context(), n); err != nil || got.OK != ok || trials != want {
+			t.Errorf("detect = %+v, %v after %d trials; want %v after %d", got, err, trials, ok, want)
+		}
+	}
+	refused = unix.EPERM
+	look(false, 1)
+	look(false, 2)
+	refused = nil
+	look(true, 3)
+	look(true, 3)
+	was, err := os.ReadFile(s.Known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.Known, bytes.Replace(was, []byte("boot "), []byte("boot 0"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	look(true, 4) // the file is of another boot
+	n.statfs = func(path string, st *unix.Statfs_t) error {
+		err := unix.Statfs(path, st)
+		st.Fsid.Val[0]++
+		return err
+	}
+	look(true, 5) // another file system on the same device
 }
 
 // untyped answers as a file system that does not keep entries' types.
@@ -67,20 +117,93 @@ func TestDetectHere(t *testing.T) {
 		t.Skip("mounting needs root")
 	}
 	dir := t.TempDir()
-	got, err := Detect(dir)
-	if err != nil || !got.OK {
-		t.Errorf("Detect = %+v, %v", got, err)
+	s := newSite(t, dir)
+	left := filepath.Join(dir, "tmp", trialName, "merged") // by a trial that was killed
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+	for range 2 {
+		if got, err := s.Detect(t.Context()); err != nil || !got.OK {
+			t.Errorf("Detect = %+v, %v", got, err)
+		}
+	}
+	if entries, err := os.ReadDir(filepath.Join(dir, "tmp")); err != nil || len(entries) != 0 {
 		t.Errorf("left %v, %v", entries, err)
+	}
+	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || bytes.Contains(mounts, []byte(dir)) {
+		t.Errorf("a mount is left in %s, or %v", dir, err)
 	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Unmount(dir, 0) }()
-	if got, err := Detect(dir); err != nil || got.OK || !strings.Contains(got.Reason, "read-only") {
+	// Neither can be copied to it: no reason to go on without overlay.
+	if got, err := s.Detect(t.Context()); !errors.Is(err, unix.EROFS) {
 		t.Errorf("Detect of a read-only directory = %+v, %v", got, err)
 	}
+}
+
+// TestDetectOnFilesystems asks the kernel itself.
+func TestDetectOnFilesystems(t *testing.T) {
+	for _, tt := range []struct{ name, reason string }{
+		{"ext4 -O ^filetype", "unsupported filesystem: missing d_type support"},
+		{"ext4", ""},
+		{"xfs", ""},
+		{"btrfs", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := newSite(t, loop(t, tt.name)).Detect(t.Context())
+			if err != nil || got.Reason != tt.reason || got.OK != (tt.reason == "") {
+				t.Errorf("Detect = %+v, %v; want %q", got, err, tt.reason)
+			}
+		})
+	}
+}
+
+// TestDetectOnOverlay holds that the trial finds what no list has: overlay cannot
+// write to an overlay, which is what a data directory in a container lies on.
+func TestDetectOnOverlay(t *testing.T) {
+	trees, p := plan(t, "a")
+	if err := errors.Join(Make(trees, p), Mount(trees, p)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := newSite(t, p.Target).Detect(t.Context())
+	if want := "trial mount: mount: invalid argument"; err != nil || got.Reason != want {
+		t.Errorf("Detect = %+v, %v; want %q", got, err, want)
+	}
+}
+
+// loop mounts a new file system, which mkfs makes of what its name and the
+// options behind say, and returns where.
+func loop(t *testing.T, mkfs string) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	words := strings.Fields(mkfs)
+	list, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(list, []byte("\t"+words[0]+"\n")) {
+		t.Skip("the kernel has no " + words[0])
+	}
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	for _, argv := range [][]string{
+		{"truncate", "-s", "400M", image},
+		append([]string{"mkfs." + words[0]}, append(words[1:], image)...),
+		{"mount", "-o", "loop", image, dir},
+	} {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", argv, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir
 }
 
 // plan lays trees with one file each below a directory with an awkward name.
