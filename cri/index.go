@@ -216,6 +216,8 @@ func (x *index) close() error {
 	return err
 }
 
+// readAll reads every pod. ErrUnsupported says that some were written by a later
+// version: they may run, so a list without them is not the truth.
 func (x *index) readAll() error {
 	uuids, err := x.pods.List()
 	if err != nil {
@@ -225,7 +227,11 @@ func (x *index) readAll() error {
 	g.SetLimit(4)
 	for _, u := range uuids {
 		g.Go(func() error {
-			x.refresh(u)
+			err := x.reread(u)
+			if errors.Is(err, errdefs.ErrUnsupported) {
+				return fmt.Errorf("pods of a later version, which Gantry has to be again: %w", err)
+			}
+			x.report(u, err)
 			return nil
 		})
 	}
@@ -300,7 +306,16 @@ func (x *index) concerns(ev fsnotify.Event) (manifest.UUID, bool) {
 
 // refresh reads a pod from disk and puts what it found into the index. A pod
 // that cannot be read costs itself, not the list: it is said and left out.
-func (x *index) refresh(u manifest.UUID) {
+func (x *index) refresh(u manifest.UUID) { x.report(u, x.reread(u)) }
+
+func (x *index) report(u manifest.UUID, err error) {
+	if err != nil {
+		x.log.Error(err, "Pod cannot be read and is not listed", "pod", u)
+	}
+}
+
+// reread is refresh that returns why a pod cannot be read.
+func (x *index) reread(u manifest.UUID) error {
 	h := fnv.New32a()
 	h.Write([]byte(u))
 	lock := &x.reading[h.Sum32()%uint32(len(x.reading))]
@@ -312,13 +327,14 @@ func (x *index) refresh(u manifest.UUID) {
 		var e *entry
 		if e, err = x.read(p); err == nil {
 			x.put(e)
-			return
+			return nil
 		}
 	}
-	if !errors.Is(err, errdefs.ErrNotFound) {
-		x.log.Error(err, "Pod cannot be read and is not listed", "pod", u)
-	}
 	x.drop(u)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // read makes an entry of what lies on disk. ErrNotFound says that the pod is in

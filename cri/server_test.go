@@ -79,17 +79,22 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-// serve starts a server on what lies on disk, as a restarted daemon does.
-func (r *rig) serve() {
-	r.t.Helper()
+// open reads what lies on disk.
+func (r *rig) open() (*Server, error) {
 	ctx := klog.NewContext(context.Background(), klog.Background())
-	server, err := New(ctx, Config{
+	return New(ctx, Config{
 		Pods: r.pods, Preparer: r, Runner: r, Inspector: r, Executor: executor{}, Meter: r,
 		Images: imageStore{r}, Puller: r, Trees: r, Node: r,
 		StreamURL: &url.URL{Scheme: "http", Host: "127.0.0.1:1"},
 		DataDir:   r.dir, Version: "1.2.3", Info: map[string]string{"dir": r.dir},
 		Limits: Limits{Collect: time.Millisecond},
 	})
+}
+
+// serve starts a server on what lies on disk, as a restarted daemon does.
+func (r *rig) serve() {
+	r.t.Helper()
+	server, err := r.open()
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -200,6 +201,23 @@ func TestCollectTakesWhatNobodyNames(t *testing.T) {
 	}
 	names, err := p.Trees.List()
 	if err != nil || !slices.Equal(names, []string{used.Tree}) {
+		t.Errorf("trees left: %v, %v", names, err)
+	}
+}
+
+// TestCollectKeepsTreesOfLaterImages holds that a downgrade costs no layer: an image
+// record of a later version may name any.
+func TestCollectKeepsTreesOfLaterImages(t *testing.T) {
+	p, _ := newPreparer(t)
+	layer := extracted(t, p, tar.Header{Mode: 0o755})
+	record := filepath.Join(p.Images.TempDir(), "..", "images", digest.FromString("config").Encoded())
+	if err := errors.Join(os.Mkdir(record, 0o755), os.WriteFile(filepath.Join(record, "image.json"), []byte(`{"schema":99}`), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if retired, err := p.CollectTrees(t.Context()); !errors.Is(err, errdefs.ErrUnsupported) || len(retired) != 0 {
+		t.Errorf("retired %v, %v; want ErrUnsupported", retired, err)
+	}
+	if names, err := p.Trees.List(); err != nil || !slices.Equal(names, []string{layer.Tree}) {
 		t.Errorf("trees left: %v, %v", names, err)
 	}
 }

@@ -97,6 +97,15 @@ func (p *Pipeline) usedTrees() (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
+	broken, err := p.Images.Broken()
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range broken {
+		if errors.Is(b.Err, errdefs.ErrUnsupported) {
+			return nil, b.Err // of a later version: not damaged, and with trees
+		}
+	}
 	for _, e := range images {
 		for _, t := range e.Image.Trees() {
 			used[t] = true

@@ -15,6 +15,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/format"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
@@ -120,8 +121,14 @@ func dnsOf(c *runtimeapi.PodSandboxConfig) *files.DNS {
 // networkFile keeps what the plugins answered, for as long as the boot lasts.
 const networkFile = "network.json"
 
+// networkContent is network.json. In version 0 it carried none.
+type networkContent struct {
+	Schema int `json:"schema"`
+	network.Result
+}
+
 func (r *Runner) writeNetwork(d *pod.Dir, s *shared, result network.Result) error {
-	raw, err := json.Marshal(result)
+	raw, err := json.Marshal(networkContent{format.Network.Current, result})
 	if err != nil {
 		return fmt.Errorf("write network result: %w", err)
 	}
@@ -145,7 +152,7 @@ func (r *Runner) Network(u manifest.UUID) (network.Result, error) {
 		return network.Result{}, fmt.Errorf("read network result: %w", err)
 	}
 	var result network.Result
-	if err := json.Unmarshal(raw, &result); err != nil {
+	if err := format.Network.Decode(raw, &result); err != nil {
 		return network.Result{}, fmt.Errorf("network of pod %s: %w", u, err)
 	}
 	return result, nil

@@ -9,6 +9,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/format"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
 
@@ -30,13 +31,28 @@ func (p *Pods) exits(u manifest.UUID) (exits map[string]Exit, unsaved bool, err 
 	return exits, unsaved, nil
 }
 
+// exitsContent is exit.json. In version 0 it was the map alone.
+type exitsContent struct {
+	Schema int             `json:"schema"`
+	Apps   map[string]Exit `json:"apps"`
+}
+
 func readExits(path string) (map[string]Exit, error) {
-	exits := map[string]Exit{}
-	err := readJSON(path, &exits)
+	f := exitsContent{Apps: map[string]Exit{}}
+	err := readFile(format.Exit, path, func(version int, text []byte) error {
+		if version == 0 {
+			return json.Unmarshal(text, &f.Apps)
+		}
+		return json.Unmarshal(text, &f)
+	})
 	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errBroken) {
 		return map[string]Exit{}, nil
 	}
-	return exits, err
+	return f.Apps, err
+}
+
+func writeExits(path string, exits map[string]Exit, s durable.Survival) error {
+	return writeJSON(path, exitsContent{format.Exit.Current, exits}, s)
 }
 
 // WriteExit records how an app ended. The first record of an app stays: it is
@@ -52,9 +68,9 @@ func (d *Dir) WriteExit(app string, e Exit) error {
 		return nil
 	}
 	exits[app] = e
-	err = writeJSON(d.Path(exitFile), exits, d.survival())
+	err = writeExits(d.Path(exitFile), exits, d.survival())
 	if errors.Is(err, errdefs.ErrNoSpace) {
-		if runErr := writeJSON(d.RunPath(exitFile), exits, durable.Kill); runErr != nil {
+		if runErr := writeExits(d.RunPath(exitFile), exits, durable.Kill); runErr != nil {
 			return errors.Join(err, runErr)
 		}
 	} else if err != nil {
@@ -72,7 +88,7 @@ func (d *Dir) SaveExits() error {
 		return err
 	}
 	if unsaved {
-		if err := writeJSON(d.Path(exitFile), exits, d.survival()); err != nil {
+		if err := writeExits(d.Path(exitFile), exits, d.survival()); err != nil {
 			return err
 		}
 	}
@@ -85,9 +101,16 @@ func (d *Dir) DropExits() error {
 	return errors.Join(removeFile(d.Path(exitFile)), removeFile(d.RunPath(exitFile)))
 }
 
+// startedContent is started.json.
+type startedContent struct {
+	Schema int `json:"schema"`
+	Started
+}
+
 // WriteStarted says that an app's process runs.
 func (d *Dir) WriteStarted(app string, s Started) error {
-	if err := writeJSON(d.pods.AppRunPath(d.uuid, app, startedFile), s, durable.Kill); err != nil {
+	content := startedContent{format.Started.Current, s}
+	if err := writeJSON(d.pods.AppRunPath(d.uuid, app, startedFile), content, durable.Kill); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.StartedWritten)
@@ -110,13 +133,26 @@ func (p *Pods) ClearReady(u manifest.UUID) error {
 	return nil
 }
 
+// resourcesContent is resources.json. In version 0 it was the resources alone.
+type resourcesContent struct {
+	Schema    int `json:"schema"`
+	Resources any `json:"resources"`
+}
+
 // WriteResources keeps the resources that were set after the start, in the words
 // of whoever sets and reads them.
-func (d *Dir) WriteResources(v any) error { return writeJSON(d.Path(resourcesFile), v, durable.Kill) }
+func (d *Dir) WriteResources(v any) error {
+	return writeJSON(d.Path(resourcesFile), resourcesContent{format.Resources.Current, v}, durable.Kill)
+}
 
 // Resources reads what WriteResources wrote into v; ErrNotFound if it never did.
 func (p *Pods) Resources(u manifest.UUID, v any) error {
-	return readJSON(p.Path(u, resourcesFile), v)
+	return readFile(format.Resources, p.Path(u, resourcesFile), func(version int, text []byte) error {
+		if version == 0 {
+			return json.Unmarshal(text, v)
+		}
+		return json.Unmarshal(text, &resourcesContent{Resources: v})
+	})
 }
 
 func removeFile(path string) error {
@@ -150,7 +186,7 @@ func (d *Dir) Intend(more ...Intent) error {
 	if err != nil {
 		return err
 	}
-	if err := writeJSON(d.Path(intentsFile), append(have, more...), d.survival()); err != nil {
+	if err := d.writeIntents(append(have, more...)); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.IntentsWritten)
@@ -171,26 +207,41 @@ func (p *Pods) Intents(u manifest.UUID) ([]Intent, error) {
 }
 
 // Claims says whether a pod may have something outside of its directory. Intents
-// that cannot be read may say anything.
+// that cannot be read, or are of a later version, may say anything.
 func (p *Pods) Claims(u manifest.UUID) (bool, error) {
 	have, err := p.readIntents(u)
-	if errors.Is(err, errBroken) {
+	if errors.Is(err, errBroken) || errors.Is(err, errdefs.ErrUnsupported) {
 		return true, nil
 	}
 	return len(have) > 0, err
 }
 
+// intentsContent is intents.json. In version 0 it was the list alone.
+type intentsContent struct {
+	Schema  int      `json:"schema"`
+	Intents []Intent `json:"intents"`
+}
+
 // readIntents returns none where there is no file.
 func (p *Pods) readIntents(u manifest.UUID) ([]Intent, error) {
-	var have []Intent
-	err := readJSON(p.Path(u, intentsFile), &have)
+	var c intentsContent
+	err := readFile(format.Intents, p.Path(u, intentsFile), func(version int, text []byte) error {
+		if version == 0 {
+			return json.Unmarshal(text, &c.Intents)
+		}
+		return json.Unmarshal(text, &c)
+	})
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return have, nil
+	return c.Intents, nil
+}
+
+func (d *Dir) writeIntents(all []Intent) error {
+	return writeJSON(d.Path(intentsFile), intentsContent{format.Intents.Current, all}, d.survival())
 }
 
 // Undone keeps only those intents that are not yet confirmed gone.
@@ -206,7 +257,7 @@ func (d *Dir) rewriteIntents(left []Intent) error {
 	if len(left) == 0 {
 		return removeFile(d.Path(intentsFile))
 	}
-	return writeJSON(d.Path(intentsFile), left, d.survival())
+	return d.writeIntents(left)
 }
 
 // InitApp is the run directory of a sandbox's init, which is no app: the name is

@@ -11,11 +11,13 @@ import (
 	"github.com/appc/spec/schema"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/format"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
 
 // errBroken marks a file that is there and cannot be understood: torn by a power
-// cut, or written by a later version.
+// cut. One of a later version is ErrUnsupported and not broken: after a downgrade no
+// sweep may take it for garbage, and nobody may write it anew.
 var errBroken = errors.New("unreadable")
 
 // Pod is what lay on disk about a pod at one moment, read without a lock.
@@ -111,20 +113,26 @@ func (p *Pods) Manifest(u manifest.UUID) (*schema.PodManifest, error) {
 
 func (p *Pods) record(u manifest.UUID) (Record, error) {
 	var r Record
-	if err := readJSON(p.Path(u, recordFile), &r); err != nil {
+	if err := readFile(format.Pod, p.Path(u, recordFile), into(&r)); err != nil {
 		return Record{}, fmt.Errorf("pod %s: %w", u, err)
 	}
-	if r.Schema > SchemaVersion {
-		// Not broken: after a downgrade no sweep may take it for garbage.
-		return Record{}, fmt.Errorf("pod %s: record of schema %d, this version reads up to %d: %w", u, r.Schema, SchemaVersion, errdefs.ErrUnsupported)
-	}
-	if r.UUID != u || r.Schema < 1 {
-		return Record{}, fmt.Errorf("pod %s: record of schema %d for %q: %w", u, r.Schema, r.UUID, errBroken)
+	if r.UUID != u {
+		return Record{}, fmt.Errorf("pod %s: record of %q: %w", u, r.UUID, errBroken)
 	}
 	return r, nil
 }
 
-func readJSON(path string, v any) error {
+// decoder reads the text of a file that is of a version.
+type decoder func(version int, text []byte) error
+
+// into decodes what has the same layout in all versions.
+func into(v any) decoder {
+	return func(_ int, text []byte) error { return json.Unmarshal(text, v) }
+}
+
+// readFile reads a file of any version that this program reads: ErrNotFound if there
+// is none, ErrUnsupported for one of a later version, errBroken for what is torn.
+func readFile(f format.File, path string, decode decoder) error {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return fmt.Errorf("%s: %w", path, errdefs.ErrNotFound)
@@ -132,7 +140,14 @@ func readJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
-	if err := json.Unmarshal(raw, v); err != nil {
+	version, err := f.Version(raw)
+	if err == nil {
+		err = decode(version, raw)
+	}
+	if errors.Is(err, errdefs.ErrUnsupported) {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w: %w", path, errBroken, err)
 	}
 	return nil
@@ -142,7 +157,7 @@ func readJSON(path string, v any) error {
 // did not run in this boot. A sandbox's init goes by the name InitApp.
 func (p *Pods) Started(u manifest.UUID, app string) (Started, error) {
 	var s Started
-	if err := readJSON(p.AppRunPath(u, app, startedFile), &s); err != nil {
+	if err := readFile(format.Started, p.AppRunPath(u, app, startedFile), into(&s)); err != nil {
 		return Started{}, fmt.Errorf("app %s of pod %s: %w", app, u, err)
 	}
 	return s, nil

@@ -15,6 +15,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/format"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
 
@@ -38,7 +39,7 @@ func (p *Pods) New(ctx context.Context, r Record, request manifest.Request) (*Di
 		return nil, err
 	}
 	failpoint.Hit(failpoint.PodLocked)
-	r.Schema, r.UUID, r.ID = SchemaVersion, u, u.ID(request)
+	r.Schema, r.UUID, r.ID = format.Pod.Current, u, u.ID(request)
 	r.BootID, r.CreatedAt = p.bootID, time.Now()
 	d.record = r
 	if err := d.MoveTo(InPrepare); err != nil {

@@ -217,30 +217,6 @@ func TestSweepTakesWhatNobodyHolds(t *testing.T) {
 	}
 }
 
-// TestLaterSchema keeps a pod of a later version, which a downgrade leaves behind.
-func TestLaterSchema(t *testing.T) {
-	p := open(t)
-	u := prepared(t, p, Record{Owner: OwnerCLI, Kind: KindPod})
-	file := p.Path(u, recordFile)
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	later := strings.Replace(string(raw), `"schema":1`, `"schema":99`, 1)
-	if later == string(raw) {
-		t.Fatalf("no schema in %s", raw)
-	}
-	if err := os.WriteFile(file, []byte(later), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.Load(u); !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), "schema 99") {
-		t.Errorf("load: %v", err)
-	}
-	if swept, err := p.SweepAborted(); err != nil || len(swept) > 0 {
-		t.Errorf("swept %v, %v", swept, err)
-	}
-}
-
 func TestExpirePreparedKeepsOtherOwners(t *testing.T) {
 	p := open(t)
 	cri := prepared(t, p, Record{Owner: OwnerCRI})

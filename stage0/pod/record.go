@@ -26,13 +26,10 @@ const (
 	KindPod       Kind = "pod"
 )
 
-// SchemaVersion is the version of the records that this package writes.
-const SchemaVersion = 1
-
 // Record is pod.json: what prepare decided and nobody changes afterwards. What
 // was asked for lies beside it in the manifest.
 type Record struct {
-	Schema    int           `json:"schema"`
+	Schema    int           `json:"schema"` // format.Pod's
 	UUID      manifest.UUID `json:"uuid"`
 	ID        manifest.ID   `json:"id"`
 	Owner     Owner         `json:"owner"`

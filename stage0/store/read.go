@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/format"
 )
 
 // Broken is an object on disk that cannot be understood: it is left out of
@@ -98,11 +99,8 @@ func readRecord(dir string, id digest.Digest) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	if err := json.Unmarshal(data, &r.image); err != nil {
-		return record{}, fmt.Errorf("%s is damaged: %w", imageFile, err)
-	}
-	if r.image.Schema != Schema {
-		return record{}, fmt.Errorf("%s has schema %d, this version reads %d: %w", imageFile, r.image.Schema, Schema, errdefs.ErrUnsupported)
+	if err := format.Image.Decode(data, &r.image); err != nil {
+		return record{}, unread(imageFile, err)
 	}
 	if err := r.image.check(id); err != nil {
 		return record{}, fmt.Errorf("%s is damaged: %w", imageFile, err)
@@ -118,6 +116,14 @@ func readRecord(dir string, id digest.Digest) (record, error) {
 		return record{}, fmt.Errorf("%s is not an image configuration: %w", configFile, err)
 	}
 	return r, nil
+}
+
+// unread says why a file cannot be understood: one of a later version is no damage.
+func unread(what string, err error) error {
+	if errors.Is(err, errdefs.ErrUnsupported) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return fmt.Errorf("%s is damaged: %w", what, err)
 }
 
 // check refuses a record that could lead its readers astray.
@@ -202,8 +208,8 @@ func (s *Store) readRef(file string) (Ref, error) {
 		return Ref{}, asNotFound(err)
 	}
 	var ref Ref
-	if err := json.Unmarshal(data, &ref); err != nil {
-		return Ref{}, fmt.Errorf("reference %s is damaged: %w", file, err)
+	if err := format.Ref.Decode(data, &ref); err != nil {
+		return Ref{}, unread("reference "+file, err)
 	}
 	if refFile(ref.Name) != file {
 		return Ref{}, fmt.Errorf("reference %s is damaged: it names %q", file, ref.Name)

@@ -34,9 +34,6 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
-// Schema is the version of image records that this package writes.
-const Schema = 1
-
 const (
 	imagesDir = "images"
 	refsDir   = "refs"
@@ -66,7 +63,7 @@ type Layer struct {
 
 // Image is the record of an image: what never changes about it.
 type Image struct {
-	Schema         int              `json:"schema"`
+	Schema         int              `json:"schema"`         // format.Image's
 	ID             digest.Digest    `json:"id"`             // of the config; always SHA-256
 	ManifestDigest digest.Digest    `json:"manifestDigest"` // of the platform's manifest, not of an index
 	AppcID         string           `json:"appcID"`         // "sha512-" and the SHA-512 of the manifest

@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/format"
 )
 
 type sample struct {
@@ -91,7 +92,7 @@ func TestCommitAndRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := x.image
-		want.Schema = Schema
+		want.Schema = format.Image.Current
 		if !reflect.DeepEqual(img, want) {
 			t.Errorf("Get = %+v, want %+v", img, want)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/format"
 )
 
 // Put makes the image's record. It is idempotent: nil means that a record of
@@ -49,7 +50,7 @@ func (s *Store) RemoveRef(ctx context.Context, name string) error {
 // Commit is Put and then SetRef of each of refs, with nobody between: a removal
 // of the image comes before all of it or after all of it.
 func (s *Store) Commit(ctx context.Context, img Image, manifest, config []byte, refs ...Ref) error {
-	img.Schema = Schema
+	img.Schema = format.Image.Current
 	name, err := checkNew(img, manifest, config)
 	if err != nil {
 		return err
@@ -215,6 +216,18 @@ func checkNew(img Image, manifest, config []byte) (string, error) {
 	return name, nil
 }
 
+// encode is the text of a record or reference.
+func encode(v any) ([]byte, error) {
+	data, err := json.MarshalIndent(v, "", "\t")
+	return append(data, '\n'), err
+}
+
+// refContent is a reference on disk. In version 0 it carried none.
+type refContent struct {
+	Schema int `json:"schema"`
+	Ref
+}
+
 // fileMode is that of records and references.
 const fileMode = 0o644
 
@@ -230,7 +243,7 @@ func (s *Store) writeRecord(name string, img Image, manifest, config []byte) err
 			return err
 		}
 	}
-	data, err := json.MarshalIndent(img, "", "\t")
+	data, err := encode(img)
 	if err != nil {
 		return err
 	}
@@ -240,7 +253,7 @@ func (s *Store) writeRecord(name string, img Image, manifest, config []byte) err
 	}
 	err = errors.Join(
 		os.Chmod(tmp, 0o755),
-		durable.WriteFile(filepath.Join(tmp, imageFile), append(data, '\n'), fileMode, durable.Flush),
+		durable.WriteFile(filepath.Join(tmp, imageFile), data, fileMode, durable.Flush),
 		durable.WriteFile(filepath.Join(tmp, manifestFile), manifest, fileMode, durable.Flush),
 		durable.WriteFile(filepath.Join(tmp, configFile), config, fileMode, durable.Flush),
 	)
@@ -272,7 +285,7 @@ func (s *Store) writeRef(ref Ref) error {
 	if ref.UpdatedAt.IsZero() {
 		ref.UpdatedAt = time.Now().UTC()
 	}
-	data, err := json.MarshalIndent(ref, "", "\t")
+	data, err := encode(refContent{format.Ref.Current, ref})
 	if err != nil {
 		return err
 	}
@@ -280,7 +293,7 @@ func (s *Store) writeRef(ref Ref) error {
 	if err != nil {
 		return fmt.Errorf("name %q: %w", ref.Name, durable.NoSpace(err))
 	}
-	err = durable.WriteFile(filepath.Join(tmp, "ref"), append(data, '\n'), fileMode, durable.Flush)
+	err = durable.WriteFile(filepath.Join(tmp, "ref"), data, fileMode, durable.Flush)
 	if err == nil {
 		failpoint.Hit(failpoint.RefWritten)
 		err = durable.Rename(filepath.Join(tmp, "ref"), filepath.Join(s.dir, refsDir, refFile(ref.Name)), failpoint.RefRenamed)

@@ -18,6 +18,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/format"
 )
 
 // Fixup makes and commits the fix-up tree of a stack of layers, bottom first,
@@ -232,7 +233,7 @@ func (s *Store) writeFixup(ctx context.Context, chainID digest.Digest, sources m
 		return nil, err
 	}
 	p := &Pending{name: fixupName(chainID), path: tmp, lock: lock}
-	p.meta = Meta{Schema: schema, DiffID: chainID, Fixup: true}
+	p.meta = Meta{Schema: format.Tree.Current, DiffID: chainID, Fixup: true}
 	err = fixupDirs(&p.meta, filepath.Join(tmp, rootfsName), sources)
 	if err == nil {
 		err = writeMeta(tmp, p.meta)

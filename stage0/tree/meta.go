@@ -12,15 +12,13 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/format"
 )
-
-// schema is the version of meta.json that this package writes.
-const schema = 1
 
 // Meta says what a tree holds. It is written once, before the tree becomes
 // visible, and never changes.
 type Meta struct {
-	Schema int `json:"schema"`
+	Schema int `json:"schema"` // format.Tree's
 	// DiffID is the digest of the layer's tar; the chain ID of the stack in a fix-up tree.
 	DiffID digest.Digest `json:"diffID"`
 	// Fixup says that this is a fix-up tree.
@@ -75,11 +73,8 @@ func readMeta(dir string) (Meta, error) {
 		return Meta{}, fmt.Errorf("read tree: %w", err)
 	}
 	var m Meta
-	if err := json.Unmarshal(b, &m); err != nil {
+	if err := format.Tree.Decode(b, &m); err != nil {
 		return Meta{}, fmt.Errorf("read %s: %w", path, err)
-	}
-	if m.Schema != schema {
-		return Meta{}, fmt.Errorf("read %s: schema %d: %w", path, m.Schema, errdefs.ErrUnsupported)
 	}
 	return m, nil
 }

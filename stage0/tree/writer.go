@@ -16,6 +16,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/format"
 )
 
 const (
@@ -68,7 +69,7 @@ func (w *writer) close() error {
 
 func (w *writer) meta() Meta {
 	return Meta{
-		Schema: schema, Size: w.blocks * 512, Inodes: w.inodes,
+		Schema: format.Tree.Current, Size: w.blocks * 512, Inodes: w.inodes,
 		Implied: w.implied, Whiteouts: w.whiteouts, Skipped: w.skipped, TarSize: w.tarSize,
 	}
 }

@@ -1,0 +1,91 @@
+package store
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/format"
+	"github.com/gantry-cri/gantry/stage0/format/formattest"
+)
+
+// TestFormats reads the record of each version of image.json and of references.
+func TestFormats(t *testing.T) {
+	const config = "{}" // of which the image in the records has the id
+	id := digest.FromString(config)
+	formattest.Run(t, format.Image, func(t *testing.T, text []byte) []byte {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, configFile), []byte(config))
+		write(t, filepath.Join(dir, imageFile), text)
+		r, err := readRecord(dir, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.image.Schema = format.Image.Current // as Commit sets it
+		now, err := encode(r.image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	})
+	formattest.Run(t, format.Ref, func(t *testing.T, text []byte) []byte {
+		s, dir := open(t)
+		file := refFile("registry.example/web:1")
+		write(t, filepath.Join(dir, refsDir, file), text)
+		ref, err := s.readRef(file)
+		if err := errors.Join(err, s.writeRef(ref)); err != nil {
+			t.Fatal(err)
+		}
+		now, err := os.ReadFile(filepath.Join(dir, refsDir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	})
+}
+
+func write(t *testing.T, path string, text []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLaterFormat holds that records and references of a later version are left
+// out by their reason and stay where they are.
+func TestLaterFormat(t *testing.T) {
+	s, dir := open(t)
+	a := newSample(t, 1)
+	a.put(t, s, "docker.io/library/a:1")
+	later := []byte(`{"schema":99}`)
+	files := []string{filepath.Join(dir, imagesDir, a.image.ID.Encoded(), imageFile), filepath.Join(dir, refsDir, refFile("docker.io/library/a:1"))}
+	for _, f := range files {
+		write(t, f, later)
+	}
+	s, err := Open(dir) // nothing in memory
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	broken, err := s.Broken()
+	if err != nil || len(broken) != 2 {
+		t.Fatalf("Broken = %v, %v", broken, err)
+	}
+	for _, b := range broken {
+		if !errors.Is(b.Err, errdefs.ErrUnsupported) || !strings.Contains(b.Err.Error(), "has schema 99") || strings.Contains(b.Err.Error(), "damaged") {
+			t.Errorf("%s: %v", b.Path, b.Err)
+		}
+	}
+	for _, f := range files {
+		if now, err := os.ReadFile(f); err != nil || string(now) != string(later) {
+			t.Errorf("%s is now %s, %v", f, now, err)
+		}
+	}
+}
