@@ -23,6 +23,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
+	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
 // Images is the image store. *store.Store is one.
@@ -36,12 +37,12 @@ type Images interface {
 // Puller fetches images and frees what no image needs any more. *stage0.Pipeline is one.
 type Puller interface {
 	Fetch(ctx context.Context, req stage0.FetchRequest) (store.Entry, error)
-	CollectTrees(ctx context.Context) ([]string, error)
+	CollectTrees(ctx context.Context) ([]stage0.Freed, error)
 }
 
 // Trees tells how much the extracted layers take. *tree.Store is one.
 type Trees interface {
-	Usage() (bytes, inodes int64, err error)
+	Usage(ctx context.Context) (usage.Usage, error)
 }
 
 // images are the RPCs of the image service.
@@ -88,7 +89,7 @@ func (i *images) collect() {
 			log.Error(err, "Collecting trees failed")
 		}
 		if len(freed) > 0 {
-			log.V(2).Info("Freed layers", "trees", freed)
+			log.V(2).Info("Freed layers", "trees", stage0.NamesOf(freed), "bytes", stage0.BytesOf(freed))
 		}
 	}
 }
@@ -321,8 +322,8 @@ func (i *images) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageReque
 }
 
 // ImageFsInfo tells how much the layers take, as of the last sample.
-func (i *images) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
-	u, err := i.fs.usage()
+func (i *images) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	u, err := i.fs.usage(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -343,26 +344,26 @@ type filesystem struct {
 	last *runtimeapi.FilesystemUsage
 }
 
-func (f *filesystem) usage() (*runtimeapi.FilesystemUsage, error) {
+func (f *filesystem) usage(ctx context.Context) (*runtimeapi.FilesystemUsage, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
 	if f.last != nil && now.UnixNano()-f.last.GetTimestamp() < f.every.Nanoseconds()/2 {
 		return f.last, nil
 	}
-	bytes, inodes, err := f.trees.Usage()
+	taken, err := f.trees.Usage(ctx)
 	if err != nil {
 		return nil, err
 	}
-	f.last = fsUsage(f.dir, now, bytes, inodes)
+	f.last = fsUsage(f.dir, now, taken)
 	return f.last, nil
 }
 
-func fsUsage(dir string, at time.Time, bytes, inodes int64) *runtimeapi.FilesystemUsage {
+func fsUsage(dir string, at time.Time, taken usage.Usage) *runtimeapi.FilesystemUsage {
 	return &runtimeapi.FilesystemUsage{
 		Timestamp:  at.UnixNano(),
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: dir},
-		UsedBytes:  &runtimeapi.UInt64Value{Value: uint64(max(0, bytes))},
-		InodesUsed: &runtimeapi.UInt64Value{Value: uint64(max(0, inodes))},
+		UsedBytes:  &runtimeapi.UInt64Value{Value: uint64(max(0, taken.Bytes))},
+		InodesUsed: &runtimeapi.UInt64Value{Value: uint64(max(0, taken.Inodes))},
 	}
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
+	"github.com/gantry-cri/gantry/stage0/usage"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
 	"github.com/gantry-cri/gantry/stage1/namespace"
 	"github.com/gantry-cri/gantry/stage1/network"
@@ -324,7 +325,7 @@ func (r *rig) Fetch(_ context.Context, req stage0.FetchRequest) (store.Entry, er
 	return busybox, r.fetchErr
 }
 
-func (r *rig) CollectTrees(context.Context) ([]string, error) {
+func (r *rig) CollectTrees(context.Context) ([]stage0.Freed, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.collections++
@@ -334,7 +335,9 @@ func (r *rig) CollectTrees(context.Context) ([]string, error) {
 	return nil, nil
 }
 
-func (r *rig) Usage() (bytes, inodes int64, err error) { return 4096, 2, nil }
+func (r *rig) Usage(context.Context) (usage.Usage, error) {
+	return usage.Usage{Bytes: 4096, Inodes: 2}, nil
+}
 
 func (r *rig) Status(context.Context) NodeStatus {
 	return NodeStatus{NetworkErr: errors.New("no configuration in /etc/cni/net.d"), Handlers: []Handler{{}}, Runtime: "crun: first in PATH"}

@@ -2,13 +2,9 @@ package cri
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -17,6 +13,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/usage"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
 	"github.com/gantry-cri/gantry/stage1/namespace"
 	"github.com/gantry-cri/gantry/stage1/network"
@@ -190,12 +187,12 @@ func (s *stats) walkLayers(ctx context.Context) {
 			if e.record.Kind != pod.KindContainer || !measurable(e) {
 				continue
 			}
-			bytes, inodes, err := diskUsage(ctx, s.meter.Upper(e.uuid(), e.app().Name))
+			taken, err := usage.Of(ctx, s.meter.Upper(e.uuid(), e.app().Name))
 			if ctx.Err() != nil {
 				return
 			}
 			if err == nil {
-				layers[e.uuid()] = fsUsage(s.dir, time.Now(), bytes, inodes)
+				layers[e.uuid()] = fsUsage(s.dir, time.Now(), taken)
 			}
 		}
 		s.mu.Lock()
@@ -216,43 +213,6 @@ func (s *stats) walkLayers(ctx context.Context) {
 		}
 		pause.Stop()
 	}
-}
-
-// diskUsage counts what a directory takes, as du does: hard links once. What
-// goes away while it is walked is not there.
-func diskUsage(ctx context.Context, dir string) (bytes, inodes int64, err error) {
-	type inode struct{ dev, ino uint64 }
-	seen := map[inode]bool{}
-	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err == nil && ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		var info fs.FileInfo
-		if err == nil {
-			info, err = d.Info()
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		if st.Nlink > 1 && !info.IsDir() {
-			id := inode{st.Dev, st.Ino}
-			if seen[id] {
-				return nil
-			}
-			seen[id] = true
-		}
-		bytes += st.Blocks * 512
-		inodes++
-		return nil
-	})
-	return bytes, inodes, err
 }
 
 // ContainerStats measures one container, which must run.

@@ -196,7 +196,7 @@ func TestCollectTakesWhatNobodyNames(t *testing.T) {
 	}
 	pulling()
 	retired, err := p.CollectTrees(t.Context())
-	if err != nil || !slices.Equal(retired, []string{unused.Tree}) {
+	if err != nil || !slices.Equal(NamesOf(retired), []string{unused.Tree}) {
 		t.Fatalf("retired %v, %v; want %s", retired, err, unused.Tree)
 	}
 	names, err := p.Trees.List()

@@ -6,23 +6,92 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/store"
 )
 
 // Swept says what a sweep found and removed.
 type Swept struct {
 	// Pods are prepares that were cut short.
 	Pods []manifest.UUID
-	// Trees are layers that no image and no pod names.
-	Trees []string
+	// Temporary is what extractions and removals that were cut short took on disk,
+	// in bytes.
+	Temporary int64
 }
 
 // Sweep removes what killed processes left: aborted prepares and temporary
 // trees. It takes nothing that somebody holds, and may run at any time.
 func (p *Pipeline) Sweep(ctx context.Context) (Swept, error) {
 	pods, err := p.Pods.SweepAborted()
-	return Swept{Pods: pods}, errors.Join(err, p.Trees.Sweep(ctx))
+	temporary, treesErr := p.Trees.Sweep(ctx)
+	return Swept{Pods: pods, Temporary: temporary}, errors.Join(err, treesErr)
+}
+
+// Freed is one thing that a collection removed, or would remove.
+type Freed struct {
+	// Name is a pod's UUID, an image's id or a tree's name.
+	Name string `json:"name"`
+	// Bytes are what it took on disk, as du counts it.
+	Bytes int64 `json:"bytes"`
+}
+
+// NamesOf returns the names alone.
+func NamesOf(all []Freed) []string {
+	names := make([]string, 0, len(all))
+	for _, f := range all {
+		names = append(names, f.Name)
+	}
+	return names
+}
+
+// BytesOf returns the sum of the bytes.
+func BytesOf(all []Freed) int64 {
+	var sum int64
+	for _, f := range all {
+		sum += f.Bytes
+	}
+	return sum
+}
+
+// Gone are pods and images that a question takes for removed already, to learn
+// what would become free with them.
+type Gone struct {
+	Pods   map[manifest.UUID]bool
+	Images map[digest.Digest]bool
+}
+
+// PodGarbage returns the pods that a sweep deletes: those in garbage, and prepares
+// that were cut short.
+func (p *Pipeline) PodGarbage(ctx context.Context) ([]Freed, error) {
+	doomed, err := p.Pods.Aborted()
+	if err != nil {
+		return nil, err
+	}
+	for _, place := range []pod.Place{pod.InGarbage, pod.InExitedGarbage} {
+		uuids, err := p.Pods.InPlace(place)
+		if err != nil {
+			return nil, err
+		}
+		doomed = append(doomed, uuids...)
+	}
+	return p.PodSizes(ctx, doomed)
+}
+
+// PodSizes returns what pods take on disk. One that is not there takes nothing.
+func (p *Pipeline) PodSizes(ctx context.Context, pods []manifest.UUID) ([]Freed, error) {
+	var all []Freed
+	for _, u := range pods {
+		taken, err := p.Pods.Usage(ctx, u)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Freed{Name: string(u), Bytes: taken.Bytes})
+	}
+	return all, nil
 }
 
 // How long, and how often, a collection looks whether those who prepare are done.
@@ -35,7 +104,7 @@ const (
 // is held alone while they are looked for and renamed away; whoever prepares or
 // fetches waits that long, not until the files are gone. A pull that is under way
 // is not waited for: ErrBusy says to try again later.
-func (p *Pipeline) CollectTrees(ctx context.Context) ([]string, error) {
+func (p *Pipeline) CollectTrees(ctx context.Context) ([]Freed, error) {
 	unlock, err := p.lockCollection(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("collect trees: %w", err)
@@ -45,8 +114,112 @@ func (p *Pipeline) CollectTrees(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("collect trees: %w", err)
 	}
-	// The renamed trees lie in tmp, where every sweep looks.
-	return retired, p.Trees.Sweep(ctx)
+	return retired, p.unlinkRetired(ctx)
+}
+
+// unlinkRetired deletes trees that were renamed away: they lie in tmp, where every
+// sweep looks.
+func (p *Pipeline) unlinkRetired(ctx context.Context) error {
+	_, err := p.Trees.Sweep(ctx)
+	return err
+}
+
+// UnusedTrees returns what CollectTrees would remove if what is gone were gone. It
+// is told of a pull as CollectTrees is: by ErrBusy.
+func (p *Pipeline) UnusedTrees(ctx context.Context, gone Gone) ([]Freed, error) {
+	unlock, err := p.lockCollection(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look for unused trees: %w", err)
+	}
+	defer unlock()
+	return p.unusedTrees(ctx, gone)
+}
+
+// CollectImages removes the images that no pod, no pin and no lease holds and that
+// no pull has named since a moment, and then the trees that nothing names any
+// more. Locks and errors are as with CollectTrees.
+func (p *Pipeline) CollectImages(ctx context.Context, before time.Time) (images, trees []Freed, err error) {
+	unlock, err := p.lockCollection(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("collect images: %w", err)
+	}
+	images, trees, err = p.retireImages(ctx, before)
+	unlock()
+	if err != nil {
+		return images, trees, fmt.Errorf("collect images: %w", err)
+	}
+	return images, trees, p.unlinkRetired(ctx)
+}
+
+func (p *Pipeline) retireImages(ctx context.Context, before time.Time) (images, trees []Freed, err error) {
+	unused, err := p.unusedImages(before)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range unused {
+		f, err := p.imageFreed(ctx, e)
+		if err == nil {
+			err = p.Images.Remove(ctx, e.Image.ID)
+		}
+		if errors.Is(err, errdefs.ErrState) {
+			continue // pinned since we looked
+		}
+		if err != nil {
+			return images, nil, err
+		}
+		images = append(images, f)
+	}
+	trees, err = p.retireUnused(ctx)
+	return images, trees, err
+}
+
+// UnusedImages returns what CollectImages would remove.
+func (p *Pipeline) UnusedImages(ctx context.Context, before time.Time) (images, trees []Freed, err error) {
+	unlock, err := p.lockCollection(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look for unused images: %w", err)
+	}
+	defer unlock()
+	unused, err := p.unusedImages(before)
+	if err != nil {
+		return nil, nil, err
+	}
+	gone := Gone{Images: map[digest.Digest]bool{}}
+	for _, e := range unused {
+		gone.Images[e.Image.ID] = true
+		f, err := p.imageFreed(ctx, e)
+		if err != nil {
+			return nil, nil, err
+		}
+		images = append(images, f)
+	}
+	trees, err = p.unusedTrees(ctx, gone)
+	return images, trees, err
+}
+
+func (p *Pipeline) imageFreed(ctx context.Context, e store.Entry) (Freed, error) {
+	taken, err := p.Images.UsageOf(ctx, e)
+	return Freed{Name: string(e.Image.ID), Bytes: taken.Bytes}, err
+}
+
+// unusedImages fails rather than guess, as usedTrees does.
+func (p *Pipeline) unusedImages(before time.Time) ([]store.Entry, error) {
+	held := map[string]bool{}
+	err := p.eachApp(Gone{}, func(a pod.AppRecord) { held[a.ImageID] = true })
+	if err != nil {
+		return nil, err
+	}
+	images, err := p.Images.List()
+	if err != nil {
+		return nil, err
+	}
+	var unused []store.Entry
+	for _, e := range images {
+		if !e.Pinned && !held[string(e.Image.ID)] && e.NamedAt.Before(before) {
+			unused = append(unused, e)
+		}
+	}
+	return unused, nil
 }
 
 // lockCollection waits for a prepare, which takes a moment.
@@ -68,8 +241,21 @@ func (p *Pipeline) lockCollection(ctx context.Context) (unlock func(), err error
 	}
 }
 
-func (p *Pipeline) retireUnused(ctx context.Context) ([]string, error) {
-	used, err := p.usedTrees()
+func (p *Pipeline) retireUnused(ctx context.Context) ([]Freed, error) {
+	unused, err := p.unusedTrees(ctx, Gone{})
+	if err != nil {
+		return nil, err
+	}
+	for i, t := range unused {
+		if err := p.Trees.Retire(ctx, t.Name); err != nil {
+			return unused[:i], err
+		}
+	}
+	return unused, nil
+}
+
+func (p *Pipeline) unusedTrees(ctx context.Context, gone Gone) ([]Freed, error) {
+	used, err := p.usedTrees(gone)
 	if err != nil {
 		return nil, err
 	}
@@ -77,21 +263,22 @@ func (p *Pipeline) retireUnused(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var retired []string
+	var unused []Freed
 	for _, n := range names {
 		if used[n] {
 			continue
 		}
-		if err := p.Trees.Retire(ctx, n); err != nil {
-			return retired, err
+		taken, err := p.Trees.UsageOf(ctx, n)
+		if err != nil {
+			return nil, err
 		}
-		retired = append(retired, n)
+		unused = append(unused, Freed{Name: n, Bytes: taken.Bytes})
 	}
-	return retired, nil
+	return unused, nil
 }
 
 // usedTrees fails rather than guess: a tree whose user cannot be read may be in use.
-func (p *Pipeline) usedTrees() (map[string]bool, error) {
+func (p *Pipeline) usedTrees(gone Gone) (map[string]bool, error) {
 	used := map[string]bool{}
 	images, err := p.Images.List()
 	if err != nil {
@@ -107,27 +294,41 @@ func (p *Pipeline) usedTrees() (map[string]bool, error) {
 		}
 	}
 	for _, e := range images {
+		if gone.Images[e.Image.ID] {
+			continue
+		}
 		for _, t := range e.Image.Trees() {
 			used[t] = true
 		}
 	}
+	err = p.eachApp(gone, func(a pod.AppRecord) {
+		for _, t := range a.Layers {
+			used[t] = true
+		}
+	})
+	return used, err
+}
+
+// eachApp calls do for the apps of all pods but those that are gone.
+func (p *Pipeline) eachApp(gone Gone, do func(pod.AppRecord)) error {
 	pods, err := p.Pods.List()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, u := range pods {
+		if gone.Pods[u] {
+			continue
+		}
 		pod, err := p.Pods.Load(u)
 		if errors.Is(err, errdefs.ErrNotFound) {
 			continue // not committed, so its prepare would hold the lock that we have
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, a := range pod.Record.Apps {
-			for _, t := range a.Layers {
-				used[t] = true
-			}
+			do(a)
 		}
 	}
-	return used, nil
+	return nil
 }

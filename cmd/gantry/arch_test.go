@@ -26,15 +26,16 @@ var rooms = map[string][]string{
 	"stage0/errdefs":    {},
 	"stage0/failpoint":  {},
 	"stage0/format":     {"stage0/errdefs"},
+	"stage0/usage":      {},
 	"stage0/durable":    {"stage0/errdefs"},
 	"stage0/manifest":   {"stage0/errdefs"},
 	"stage0/imageref":   {"stage0/errdefs"},
-	"stage0/store":      {"stage0/errdefs", "stage0/imageref", "stage0/durable", "stage0/format"},
+	"stage0/store":      {"stage0/errdefs", "stage0/imageref", "stage0/durable", "stage0/format", "stage0/usage"},
 	"stage0/inflate":    {},
 	"stage0/credential": {"stage0/errdefs"},
-	"stage0/tree":       {"stage0/errdefs", "stage0/inflate", "stage0/durable", "stage0/format"},
+	"stage0/tree":       {"stage0/errdefs", "stage0/inflate", "stage0/durable", "stage0/format", "stage0/usage"},
 	"stage0/overlay":    {"stage0/errdefs", "stage0/tree", "stage0/durable"},
-	"stage0/pod":        {"stage0/errdefs", "stage0/manifest", "stage0/durable", "stage0/format"},
+	"stage0/pod":        {"stage0/errdefs", "stage0/manifest", "stage0/durable", "stage0/format", "stage0/usage"},
 }
 
 // vocabulary may be imported from everywhere: it holds words and does nothing.

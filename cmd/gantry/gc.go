@@ -10,6 +10,7 @@ import (
 type collection struct {
 	grace, expire time.Duration
 	markOnly      bool
+	dryRun        bool
 }
 
 func newGC(o *options) *cobra.Command {
@@ -17,7 +18,7 @@ func newGC(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Delete pods of the command line that have ended, and what nothing uses",
-		Long:  "Delete pods of the command line that exited or were never run, what killed\ncommands left behind, and layers that no image and no pod needs. Pods of the\nkubelet are the kubelet's to remove.",
+		Long:  "Delete pods of the command line that exited or were never run, what killed\ncommands left behind, and layers that no image and no pod needs. The last line\nsays how many bytes on disk that freed. Images are image gc's. Pods of the\nkubelet are the kubelet's to remove.",
 		Args:  exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return needRoot(func() error {
@@ -25,12 +26,17 @@ func newGC(o *options) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return h.collect(cmd.Context(), c, output{cmd.OutOrStdout(), cmd.ErrOrStderr()})
+				w := output{cmd.OutOrStdout(), cmd.ErrOrStderr()}
+				if c.dryRun {
+					return h.wouldCollect(cmd.Context(), c, w)
+				}
+				return h.collect(cmd.Context(), c, w)
 			})
 		},
 	}
 	cmd.Flags().DurationVar(&c.grace, "grace-period", 30*time.Minute, "keep exited pods for this `TIME`")
 	cmd.Flags().DurationVar(&c.expire, "expire-prepared", 24*time.Hour, "keep prepared pods for this `TIME`")
 	cmd.Flags().BoolVar(&c.markOnly, "mark-only", false, "move pods to garbage and delete nothing")
+	cmd.Flags().BoolVar(&c.dryRun, "dry-run", false, "say what would be done, and do nothing")
 	return cmd
 }

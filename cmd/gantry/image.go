@@ -1,7 +1,7 @@
 package main
 
 import (
-	"fmt"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -12,15 +12,16 @@ import (
 )
 
 func newImage(o *options) *cobra.Command {
+	const subcommands = "list, rm, gc, pin or unpin"
 	cmd := &cobra.Command{
 		Use:   "image",
 		Short: "Look at images and remove them",
-		Args:  exactly(0, "a subcommand: list or rm"),
+		Args:  exactly(0, "a subcommand: "+subcommands),
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{fmt.Errorf("want a subcommand: list or rm")}
+			return usageError{errors.New("want a subcommand: " + subcommands)}
 		},
 	}
-	cmd.AddCommand(newImageList(o), newImageRm(o))
+	cmd.AddCommand(newImageList(o), newImageRm(o), newImageGC(o), newImagePin(o), newImageUnpin(o))
 	return cmd
 }
 

@@ -1,10 +1,13 @@
 package main
 
 import (
-	"fmt"
+	"context"
+	"errors"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/store"
 )
 
@@ -14,31 +17,23 @@ func newImageRm(o *options) *cobra.Command {
 		Short: "Remove images by name or id; what pods use of them stays",
 		Args:  atLeastOne("image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return needRoot(func() error { return removeImages(cmd, o, args) })
+			if err := eachImage(cmd, o, args, removeImage); err != nil {
+				return err
+			}
+			h, err := o.house()
+			if err != nil {
+				return err
+			}
+			_, err = h.collectTrees(cmd.Context(), cmd.ErrOrStderr())
+			return err
 		},
 	}
 }
 
-// removeImages finds all images before it removes the first.
-func removeImages(cmd *cobra.Command, o *options, names []string) error {
-	h, err := o.house()
-	if err != nil {
-		return err
+func removeImage(ctx context.Context, s *store.Store, id digest.Digest) error {
+	err := s.Remove(ctx, id)
+	if errors.Is(err, errdefs.ErrState) {
+		return hintError{err, "gantry image unpin lets it go"}
 	}
-	var entries []store.Entry
-	for _, name := range names {
-		e, err := h.Images.Lookup(name)
-		if err != nil {
-			return err
-		}
-		entries = append(entries, e)
-	}
-	for _, e := range entries {
-		if err := h.Images.Remove(cmd.Context(), e.Image.ID); err != nil {
-			return err
-		}
-		fmt.Fprintln(cmd.OutOrStdout(), e.Image.ID)
-	}
-	_, err = h.collectTrees(cmd.Context(), cmd.ErrOrStderr())
 	return err
 }

@@ -1,12 +1,14 @@
 package pod
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
 // SweepAborted deletes what a prepare that was killed left: directories without a
@@ -66,16 +68,71 @@ func (p *Pods) aborted(u manifest.UUID) (bool, error) {
 	return false, nil
 }
 
-// ExpirePrepared moves pods that were prepared before a moment and never started
-// to garbage. It looks at the pods of one owner alone.
-func (p *Pods) ExpirePrepared(owner Owner, before time.Time) ([]manifest.UUID, error) {
+// Aborted returns the pods that SweepAborted would delete now.
+func (p *Pods) Aborted() ([]manifest.UUID, error) {
+	all, err := p.List()
+	if err != nil {
+		return nil, err
+	}
+	var found []manifest.UUID
+	for _, u := range all {
+		aborted, err := p.aborted(u)
+		if err != nil {
+			return nil, err
+		}
+		if !aborted {
+			continue
+		}
+		d, err := p.TryLock(u)
+		if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		aborted, err = p.aborted(u)
+		if err = errors.Join(err, d.Close()); err != nil {
+			return nil, err
+		}
+		if aborted {
+			found = append(found, u)
+		}
+	}
+	return found, nil
+}
+
+// Expired returns the pods of an owner that were prepared before a moment and
+// never started.
+func (p *Pods) Expired(owner Owner, before time.Time) ([]manifest.UUID, error) {
 	uuids, err := p.InPlace(InPrepared)
+	if err != nil {
+		return nil, err
+	}
+	var expired []manifest.UUID
+	for _, u := range uuids {
+		r, err := p.record(u)
+		if errors.Is(err, errBroken) || errors.Is(err, errdefs.ErrNotFound) {
+			continue // a sweep's
+		}
+		if err != nil {
+			return nil, err
+		}
+		if r.Owner == owner && r.CreatedAt.Before(before) {
+			expired = append(expired, u)
+		}
+	}
+	return expired, nil
+}
+
+// ExpirePrepared moves to garbage what Expired returns.
+func (p *Pods) ExpirePrepared(owner Owner, before time.Time) ([]manifest.UUID, error) {
+	uuids, err := p.Expired(owner, before)
 	if err != nil {
 		return nil, err
 	}
 	var moved []manifest.UUID
 	for _, u := range uuids {
-		did, err := p.expireOne(u, owner, before)
+		did, err := p.expireOne(u)
 		if err != nil {
 			return moved, fmt.Errorf("expire prepared pod %s: %w", u, err)
 		}
@@ -86,7 +143,7 @@ func (p *Pods) ExpirePrepared(owner Owner, before time.Time) ([]manifest.UUID, e
 	return moved, nil
 }
 
-func (p *Pods) expireOne(u manifest.UUID, owner Owner, before time.Time) (did bool, err error) {
+func (p *Pods) expireOne(u manifest.UUID) (did bool, err error) {
 	d, err := p.TryLock(u)
 	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
@@ -95,8 +152,14 @@ func (p *Pods) expireOne(u manifest.UUID, owner Owner, before time.Time) (did bo
 		return false, err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	if d.place != InPrepared || d.record.Owner != owner || !d.record.CreatedAt.Before(before) {
+	if d.place != InPrepared {
 		return false, nil
 	}
 	return true, d.MoveTo(InGarbage)
+}
+
+// Usage returns what the pod's directory takes on disk: writable layers, volumes,
+// logs and records.
+func (p *Pods) Usage(ctx context.Context, u manifest.UUID) (usage.Usage, error) {
+	return usage.Of(ctx, p.Path(u))
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -47,6 +48,39 @@ func TestFormats(t *testing.T) {
 		}
 		return now
 	})
+}
+
+// TestPinFormats does the same with pins. One that is not understood holds its image.
+func TestPinFormats(t *testing.T) {
+	formattest.Run(t, format.Pin, func(t *testing.T, text []byte) []byte {
+		var p Pin
+		if err := format.Pin.Decode(text, &p); err != nil {
+			t.Fatal(err)
+		}
+		now, err := encode(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	})
+	s, dir := open(t)
+	a := newSample(t, 1)
+	a.put(t, s, "docker.io/library/a:1")
+	write(t, filepath.Join(dir, pinsDir, a.image.ID.Encoded()), []byte(`{"schema":99}`))
+	write(t, filepath.Join(dir, pinsDir, ".left"), nil)
+	if err := s.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	e, err := s.Lookup(string(a.image.ID))
+	if err != nil || !e.Pinned {
+		t.Errorf("a pin of a later version: %+v, %v", e, err)
+	}
+	if err := errors.Join(s.Pin(t.Context(), a.image.ID, time.Now().Add(-time.Second)), s.Sweep(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(dir, pinsDir)); err != nil || len(left) != 0 {
+		t.Errorf("a sweep leaves %v, %v", left, err)
+	}
 }
 
 func write(t *testing.T, path string, text []byte) {

@@ -103,7 +103,7 @@ func (s *Store) entry(id digest.Digest) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	return newEntry(img, refs), nil
+	return s.newEntry(img, refs)
 }
 
 // isImageID tells whether s is a full image id, which no reference looks like.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/format"
+	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
 // Broken is an object on disk that cannot be understood: it is left out of
@@ -58,7 +60,11 @@ func (s *Store) scan() ([]Entry, []Broken, error) {
 		r, err := s.record(id)
 		switch {
 		case err == nil:
-			entries = append(entries, newEntry(r.image, refs))
+			e, err := s.newEntry(r.image, refs)
+			if err != nil {
+				return nil, nil, fmt.Errorf("list images: %w", err)
+			}
+			entries = append(entries, e)
 		case errors.Is(err, errdefs.ErrNotFound) && !s.there(d.Name()):
 			// Removed since the directory was read.
 		case isTransient(err):
@@ -75,10 +81,16 @@ func (s *Store) there(name string) bool {
 	return err == nil
 }
 
-// newEntry picks the image's names out of refs.
-func newEntry(img Image, refs []Ref) Entry {
-	e := Entry{Image: img}
+// newEntry picks the image's names out of refs, and looks for a pin.
+func (s *Store) newEntry(img Image, refs []Ref) (e Entry, err error) {
+	e = Entry{Image: img, NamedAt: img.PulledAt}
+	if e.Pinned, err = s.pinned(img.ID); err != nil {
+		return Entry{}, err
+	}
 	for _, r := range refs {
+		if r.Image == img.ID && r.UpdatedAt.After(e.NamedAt) {
+			e.NamedAt = r.UpdatedAt
+		}
 		switch {
 		case r.Image != img.ID:
 		case isTag(r.Name):
@@ -89,7 +101,7 @@ func newEntry(img Image, refs []Ref) Entry {
 	}
 	slices.Sort(e.Tags)
 	slices.Sort(e.Digests)
-	return e
+	return e, nil
 }
 
 // readRecord reads and checks the files of one image.
@@ -221,6 +233,23 @@ func (s *Store) readRef(file string) (Ref, error) {
 	s.refs[file] = identityRef{identity: id, ref: ref}
 	s.mu.Unlock()
 	return ref, nil
+}
+
+// UsageOf returns what the image's record and its names take on disk; its trees
+// are not among it.
+func (s *Store) UsageOf(ctx context.Context, e Entry) (usage.Usage, error) {
+	sum, err := usage.Of(ctx, filepath.Join(s.dir, imagesDir, e.Image.ID.Encoded()))
+	if err != nil {
+		return usage.Usage{}, err
+	}
+	for _, name := range slices.Concat(e.Tags, e.Digests) {
+		u, err := usage.Single(filepath.Join(s.dir, refsDir, refFile(name)))
+		if err != nil {
+			return usage.Usage{}, err
+		}
+		sum = sum.Plus(u)
+	}
+	return sum, nil
 }
 
 // refFile returns the name of the file that holds the reference called name.

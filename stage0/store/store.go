@@ -2,6 +2,7 @@
 //
 //	<dir>/images/<64 hex digits>/{image.json,manifest.json,config.json}   immutable facts, named by the config's digest
 //	<dir>/refs/<sha256 of the name>                                       one name of an image; the only place where names are kept
+//	<dir>/pins/<64 hex digits>                                            what keeps an image from being removed
 //	<dir>/tmp/                                                            work in progress
 //
 // A record is made in tmp, synced and moved to its place by one rename, so that
@@ -103,13 +104,15 @@ type Ref struct {
 	UpdatedAt time.Time     `json:"updatedAt"`
 }
 
-// Entry is an image with its names, sorted. Pinned is for the caller to set: the
-// store does not know who holds an image.
+// Entry is an image with its names, sorted.
 type Entry struct {
 	Image   Image
 	Tags    []string // "repository:tag"
 	Digests []string // "repository@sha256:…"
-	Pinned  bool
+	// Pinned says that a pin or a lease holds it. Which pods do the store does not know.
+	Pinned bool
+	// NamedAt is when a pull last gave it a name, or else when it was pulled first.
+	NamedAt time.Time
 }
 
 // Store is the image store of one data directory. Any number of processes may
@@ -128,10 +131,10 @@ type record struct {
 	config ocispec.Image
 }
 
-// Open opens the image store of the data directory dir, and makes images, refs
-// and tmp in it when they are not there.
+// Open opens the image store of the data directory dir, and makes images, refs,
+// pins and tmp in it when they are not there.
 func Open(dir string) (*Store, error) {
-	for _, sub := range []string{imagesDir, refsDir, tmpDir} {
+	for _, sub := range []string{imagesDir, refsDir, pinsDir, tmpDir} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return nil, fmt.Errorf("open image store: %w", durable.NoSpace(err))
 		}

@@ -103,6 +103,12 @@ func TestCommitAndRead(t *testing.T) {
 			t.Errorf("Manifest = %s, %v", m, err)
 		}
 		es, err := s.List()
+		if err == nil && len(es) == 1 {
+			if since := time.Since(es[0].NamedAt); since < 0 || since > time.Minute {
+				t.Errorf("named %v ago", since)
+			}
+			es[0].NamedAt = time.Time{}
+		}
 		if err != nil || len(es) != 1 || !reflect.DeepEqual(es[0], Entry{Image: want, Tags: []string{tag}, Digests: []string{dig}}) {
 			t.Errorf("List = %+v, %v", es, err)
 		}

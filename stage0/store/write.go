@@ -70,13 +70,19 @@ func (s *Store) Commit(ctx context.Context, img Image, manifest, config []byte, 
 }
 
 // Remove removes all names of the image at once and then its record; its trees
-// are left to the collection. An image that is not there is no error.
+// are left to the collection. An image that is not there is no error; one that a
+// pin holds is ErrState.
 func (s *Store) Remove(ctx context.Context, id digest.Digest) error {
 	name, err := directory(id)
 	if err != nil {
 		return err
 	}
-	err = s.change(ctx, func() error { return s.removeAll(name, id) })
+	err = s.change(ctx, func() error {
+		if err := s.refusePinned(id); err != nil {
+			return err
+		}
+		return s.removeAll(name, id)
+	})
 	if err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
 	}
@@ -132,8 +138,8 @@ func (s *Store) removeRefsTo(id digest.Digest) error {
 	return durable.SyncDir(filepath.Join(s.dir, refsDir))
 }
 
-// Sweep removes what calls that were cut short left in tmp, and references to
-// images that are no longer there. It disturbs no call that runs.
+// Sweep removes what calls that were cut short left in tmp, references to images
+// that are no longer there, and pins that are over. It disturbs no call that runs.
 func (s *Store) Sweep(ctx context.Context) error {
 	return s.change(ctx, func() error {
 		entries, err := os.ReadDir(filepath.Join(s.dir, tmpDir))
@@ -143,7 +149,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 		for _, e := range entries {
 			err = errors.Join(err, s.sweepEntry(e.Name()))
 		}
-		if err = errors.Join(err, s.sweepRefs()); err != nil {
+		if err = errors.Join(err, s.sweepRefs(), s.sweepPins()); err != nil {
 			return fmt.Errorf("sweep image store: %w", err)
 		}
 		return nil

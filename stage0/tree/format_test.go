@@ -49,7 +49,7 @@ func TestLaterFormat(t *testing.T) {
 	if _, _, err := s.Has(id); !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), "meta.json has schema 99") {
 		t.Errorf("has: %v", err)
 	}
-	if err := s.Sweep(t.Context()); err != nil {
+	if _, err := s.Sweep(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(dir); err != nil {

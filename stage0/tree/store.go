@@ -16,6 +16,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
 // Layer is what manifest and configuration promise of one layer.
@@ -134,22 +135,45 @@ func (s *Store) List() ([]string, error) {
 	return names, nil
 }
 
-// Usage returns what all trees take on disk, from their records: bytes as du
-// counts them, and inodes. A tree whose record cannot be read is left out.
-func (s *Store) Usage() (bytes, inodes int64, err error) {
+// Usage returns what all trees take on disk, the folder that holds them included,
+// from their records.
+func (s *Store) Usage(ctx context.Context) (usage.Usage, error) {
 	names, err := s.List()
 	if err != nil {
-		return 0, 0, err
+		return usage.Usage{}, err
+	}
+	sum, err := usage.Single(s.trees)
+	if err != nil {
+		return usage.Usage{}, err
 	}
 	for _, name := range names {
-		m, err := readMeta(s.Path(name))
+		u, err := s.UsageOf(ctx, name)
 		if err != nil {
-			continue // removed meanwhile, or broken: one broken object costs one object
+			return usage.Usage{}, err
 		}
-		bytes += m.Size
-		inodes += m.Inodes
+		sum = sum.Plus(u)
 	}
-	return bytes, inodes, nil
+	return sum, nil
+}
+
+// UsageOf returns what the tree with this name takes, with its own records: the
+// files as they were counted when the tree was committed, which is cheap. A tree
+// without a record that can be read is walked; one that is not there takes nothing.
+func (s *Store) UsageOf(ctx context.Context, name string) (usage.Usage, error) {
+	dir := s.Path(name)
+	m, err := readMeta(dir)
+	if err != nil {
+		return usage.Of(ctx, dir)
+	}
+	sum := usage.Usage{Bytes: m.Size, Inodes: m.Inodes}
+	for _, path := range []string{dir, filepath.Join(dir, metaFile)} {
+		u, err := usage.Single(path)
+		if err != nil {
+			return usage.Usage{}, err
+		}
+		sum = sum.Plus(u)
+	}
+	return sum, nil
 }
 
 // Remove takes the tree out of sight and then deletes it. A tree that is not
@@ -204,36 +228,60 @@ func (s *Store) retire(ctx context.Context, name string) (gone string, err error
 }
 
 // Sweep deletes what interrupted extractions and removals left in tmp/: each
-// entry of this package that nobody holds the lock of.
-func (s *Store) Sweep(ctx context.Context) error {
+// entry of this package that nobody holds the lock of. It returns the bytes on
+// disk that this frees.
+func (s *Store) Sweep(ctx context.Context) (freed int64, err error) {
+	return s.eachLeft(func(path string) (int64, error) {
+		u, err := usage.Of(ctx, path)
+		if err == nil {
+			err = removeAll(ctx, path)
+		}
+		if err != nil {
+			return 0, err
+		}
+		failpoint.Hit(failpoint.TreeSwept)
+		return u.Bytes, nil
+	})
+}
+
+// Left returns the bytes on disk that Sweep would free now.
+func (s *Store) Left(ctx context.Context) (int64, error) {
+	return s.eachLeft(func(path string) (int64, error) {
+		u, err := usage.Of(ctx, path)
+		return u.Bytes, err
+	})
+}
+
+// eachLeft calls do for what Sweep deletes, with its lock held, and returns the
+// sum of what it returns.
+func (s *Store) eachLeft(do func(path string) (int64, error)) (sum int64, err error) {
 	entries, err := os.ReadDir(s.tmp)
 	if err != nil {
-		return fmt.Errorf("sweep trees: %w", err)
+		return 0, fmt.Errorf("sweep trees: %w", err)
 	}
 	var errs []error
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), tmpPrefix) {
 			continue
 		}
-		if err := s.sweepEntry(ctx, filepath.Join(s.tmp, e.Name())); err != nil {
+		n, err := locked(filepath.Join(s.tmp, e.Name()), do)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("sweep trees: %w", err))
 		}
+		sum += n
 	}
-	return errors.Join(errs...)
+	return sum, errors.Join(errs...)
 }
 
-func (s *Store) sweepEntry(ctx context.Context, path string) error {
+// locked calls do with the lock of path held, and not at all if somebody holds it.
+func locked(path string, do func(path string) (int64, error)) (int64, error) {
 	lock, err := durable.TryLock(path, durable.Exclusive)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errdefs.ErrBusy) {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer durable.Unlock(lock)
-	if err := removeAll(ctx, path); err != nil {
-		return err
-	}
-	failpoint.Hit(failpoint.TreeSwept)
-	return nil
+	return do(path)
 }

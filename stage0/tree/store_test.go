@@ -16,6 +16,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/tree"
+	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
 func TestName(t *testing.T) {
@@ -107,8 +108,18 @@ func TestSweep(t *testing.T) {
 	if err := os.Mkdir(foreign, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Sweep(t.Context()); err != nil {
-		t.Fatal(err)
+	taken, err := usage.Of(t.Context(), left)
+	if err != nil || taken.Bytes == 0 {
+		t.Fatalf("%+v, %v", taken, err)
+	}
+	if n, err := s.Left(t.Context()); err != nil || n != taken.Bytes {
+		t.Errorf("Left = %d, %v; want %d", n, err, taken.Bytes)
+	}
+	if _, err := os.Lstat(left); err != nil {
+		t.Errorf("Left took it: %v", err)
+	}
+	if n, err := s.Sweep(t.Context()); err != nil || n != taken.Bytes {
+		t.Fatalf("Sweep = %d, %v; want %d", n, err, taken.Bytes)
 	}
 	if _, err := os.Lstat(left); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left behind: %v", err)
@@ -124,9 +135,10 @@ func TestSweep(t *testing.T) {
 func TestRemove(t *testing.T) {
 	s, dir := open(t)
 	_, m := add(t, s, file("d/a", "x"), file("b", ""))
-	bytes, inodes, err := s.Usage()
-	if err != nil || bytes != m.Size || inodes != m.Inodes || inodes != 4 {
-		t.Errorf("Usage = %d, %d, %v", bytes, inodes, err)
+	used, err := s.Usage(t.Context())
+	want, walkErr := usage.Of(t.Context(), filepath.Join(dir, "trees"))
+	if err != nil || walkErr != nil || used != want || m.Inodes != 4 {
+		t.Errorf("Usage = %+v, %v; du counts %+v, %v", used, err, want, walkErr)
 	}
 	for range 2 {
 		if err := s.Remove(t.Context(), tree.Name(m.DiffID)); err != nil {
