@@ -32,7 +32,8 @@ func TestKubeletsClient(t *testing.T) {
 	if v.RuntimeName != "gantry" || v.RuntimeApiVersion != "v1" || v.Version == "" || v.RuntimeVersion == "" {
 		t.Errorf("version: %v", v)
 	}
-	if c := must(runtime.RuntimeConfig(ctx))(t); c.Linux.GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS || c.Linux == nil {
+	want := runtimeapi.CgroupDriver(runtimeapi.CgroupDriver_value[strings.ToUpper(harness.CgroupDriver())])
+	if c := must(runtime.RuntimeConfig(ctx))(t); c.Linux == nil || c.Linux.GetCgroupDriver() != want {
 		t.Errorf("configuration: %v", c)
 	}
 	if err := runtime.UpdateRuntimeConfig(ctx, &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: "10.0.0.0/24"}}); err != nil {
