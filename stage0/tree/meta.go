@@ -32,9 +32,9 @@ type Meta struct {
 	TarSize int64 `json:"tarSize,omitempty"`
 	// Implied lists the directories that the layer names only as parents of
 	// other entries, sorted, relative to the root, which is ".".
-	Implied []string `json:"implied,omitempty"`
+	Implied Paths `json:"implied,omitempty"`
 	// Whiteouts lists the directories that hold whiteouts, as Implied does.
-	Whiteouts []string `json:"whiteouts,omitempty"`
+	Whiteouts Paths `json:"whiteouts,omitempty"`
 	// Skipped lists what was left out of the tree, at most maxSkipped items.
 	Skipped []Skipped `json:"skipped,omitempty"`
 }
