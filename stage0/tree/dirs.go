@@ -37,6 +37,9 @@ type dir struct {
 	alone     bool // it or a parent is opaque
 	times     [2]unix.Timespec
 	whiteouts map[string]struct{} // names that this layer removes from lower ones
+
+	xattrs     []string // keys of the extended attributes that it was given
+	defaultACL []byte   // is set when all is made
 }
 
 func (d *dir) path() string {

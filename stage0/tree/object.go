@@ -58,6 +58,9 @@ func (w *writer) regular(ctx context.Context, p place, h *tar.Header, content io
 	if err == nil {
 		err = w.attributes(fd, h)
 	}
+	if err == nil {
+		err = w.xattrs(h, func(key string, value []byte) error { return unix.Fsetxattr(fd, key, value, 0) })
+	}
 	if err := errors.Join(err, syscallError(unix.Close(fd))); err != nil {
 		return err
 	}
@@ -138,9 +141,9 @@ func writeAll(fd int, data []byte) error {
 	return nil
 }
 
-// attributes sets owner, mode and extended attributes of an open file or
-// directory, each only where it is not right already, and counts its blocks if
-// it is a file: those of a directory are known at the end.
+// attributes sets owner and mode of an open file or directory, each only where it
+// is not right already, and counts its blocks if it is a file: those of a
+// directory are known at the end. Extended attributes come after it.
 func (w *writer) attributes(fd int, h *tar.Header) error {
 	uid, gid, err := owner(h)
 	if err != nil {
@@ -165,7 +168,7 @@ func (w *writer) attributes(fd int, h *tar.Header) error {
 			return fmt.Errorf("chmod: %w", syscallError(err))
 		}
 	}
-	return w.xattrs(h, func(key string, value []byte) error { return unix.Fsetxattr(fd, key, value, 0) })
+	return nil
 }
 
 // attributesAt is attributes for what has no descriptor: a link, a device.
@@ -247,7 +250,10 @@ func (w *writer) directory(p place, h *tar.Header) error {
 			if err := w.remove(p); err != nil {
 				return err
 			}
-			made, err = w.dirs.mkdir(p.dir, p.name)
+			if made, err = w.dirs.mkdir(p.dir, p.name); err == nil {
+				// What was here hid the lower layers' directory, which does not come back.
+				made.opaque = true
+			}
 		}
 		if err != nil {
 			return syscallError(err)
@@ -272,7 +278,27 @@ func (w *writer) directoryAttributes(d *dir, h *tar.Header) error {
 	}
 	d.implied = false
 	d.times = timespecs(h.AccessTime, h.ModTime)
-	return w.attributes(fd, h)
+	if err := w.attributes(fd, h); err != nil {
+		return err
+	}
+	// Those of an earlier entry of the same directory.
+	for _, key := range d.xattrs {
+		if err := unix.Fremovexattr(fd, key); err != nil {
+			return fmt.Errorf("remove attribute %q: %w", shorten(key), syscallError(err))
+		}
+	}
+	d.xattrs, d.defaultACL = nil, nil
+	return w.xattrs(h, func(key string, value []byte) error {
+		if key == defaultACL {
+			d.defaultACL = value // what is made in the directory would inherit it
+			return nil
+		}
+		err := unix.Fsetxattr(fd, key, value, 0)
+		if err == nil {
+			d.xattrs = append(d.xattrs, key)
+		}
+		return err
+	})
 }
 
 func (w *writer) symlink(p place, h *tar.Header) error {

@@ -2,7 +2,9 @@ package tree_test
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -23,13 +25,16 @@ type serial struct {
 	times map[string]time.Time
 }
 
+// implied is the time of directories that no layer describes.
+var implied = time.Unix(0, 0)
+
 func newSerial(t testing.TB) *serial {
 	t.Helper()
 	root := t.TempDir()
 	if err := os.Chmod(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return &serial{t: t, root: root, times: map[string]time.Time{".": time.Unix(0, 0)}}
+	return &serial{t: t, root: root, times: map[string]time.Time{".": implied}}
 }
 
 func (s *serial) must(err error) {
@@ -40,31 +45,33 @@ func (s *serial) must(err error) {
 }
 
 // apply applies one layer: whatever it removes first, since that is in lower layers.
-func (s *serial) apply(items []item) {
+func (s *serial) apply(layer []byte) {
 	s.t.Helper()
 	s.fresh = map[string]bool{}
-	for _, it := range items {
-		dir, base := path.Split(clean(it.Name))
-		target := filepath.Join(s.root, dir)
-		switch {
-		case base == ".wh..wh..opq":
-			entries, _ := os.ReadDir(target)
-			for _, e := range entries {
-				s.must(os.RemoveAll(filepath.Join(target, e.Name())))
-			}
-		case strings.HasPrefix(base, ".wh."):
-			if err := os.RemoveAll(filepath.Join(target, strings.TrimPrefix(base, ".wh."))); !errors.Is(err, unix.ENOTDIR) {
-				s.must(err) // below a file there is nothing to remove
-			}
+	s.each(layer, func(h *tar.Header, _ io.Reader) {
+		if dir, base := path.Split(clean(h.Name)); strings.HasPrefix(base, ".wh.") {
+			s.whiteout(dir, strings.TrimPrefix(base, ".wh."))
 		}
-	}
-	for _, it := range items {
-		name := clean(it.Name)
-		dir, base := path.Split(name)
-		s.parents(strings.TrimSuffix(dir, "/"))
+	})
+	s.each(layer, func(h *tar.Header, content io.Reader) {
+		dir, base := path.Split(clean(h.Name))
+		dir = s.parents(dir)
 		if !strings.HasPrefix(base, ".wh.") {
-			s.entry(name, it)
+			s.entry(path.Join(dir, base), h, content)
 		}
+	})
+}
+
+func (s *serial) each(layer []byte, do func(*tar.Header, io.Reader)) {
+	s.t.Helper()
+	r := tar.NewReader(bytes.NewReader(layer))
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		s.must(err)
+		do(h, r)
 	}
 }
 
@@ -75,20 +82,59 @@ func clean(name string) string {
 	return "."
 }
 
-// parents makes what is missing; what a lower layer has there that is no
-// directory is replaced.
-func (s *serial) parents(dir string) {
-	if dir == "" {
+// whiteout removes a name, or all names, from a directory of the lower layers. A
+// link on the way is none of their directories.
+func (s *serial) whiteout(dir, name string) {
+	for d := clean(dir); d != "."; d = path.Dir(d) {
+		if !isRealDir(filepath.Join(s.root, d)) {
+			return
+		}
+	}
+	target := filepath.Join(s.root, dir)
+	if name != ".wh..opq" {
+		s.must(os.RemoveAll(filepath.Join(target, name)))
 		return
 	}
-	s.parents(strings.TrimSuffix(path.Dir(dir), "."))
-	info, err := os.Stat(filepath.Join(s.root, dir))
-	if err == nil && info.IsDir() && (s.fresh[dir] || isRealDir(filepath.Join(s.root, dir))) {
-		return
+	entries, err := os.ReadDir(target)
+	s.must(err)
+	for _, e := range entries {
+		s.must(os.RemoveAll(filepath.Join(target, e.Name())))
 	}
-	s.must(os.RemoveAll(filepath.Join(s.root, dir)))
-	s.must(os.Mkdir(filepath.Join(s.root, dir), 0o755))
-	s.fresh[dir], s.times[dir] = true, time.Unix(0, 0)
+}
+
+// parents makes what is missing of a directory and returns its path without
+// links. Links of this layer are followed; what a lower layer has there that is
+// no directory is replaced.
+func (s *serial) parents(dir string) string {
+	at := "."
+	for i, name := range strings.Split(dir, "/") {
+		if name == "" || name == "." {
+			continue
+		}
+		if name == ".." {
+			at = path.Join("/", at, "..")[1:]
+			continue
+		}
+		next := path.Join(at, name)
+		p := filepath.Join(s.root, next)
+		if target, err := os.Readlink(p); err == nil && s.fresh[next] {
+			if !path.IsAbs(target) {
+				target = path.Join("/", at) + "/" + target
+			}
+			rest := strings.Join(strings.Split(dir, "/")[i+1:], "/")
+			return s.parents(target + "/" + rest)
+		}
+		if !isRealDir(p) {
+			s.must(os.RemoveAll(p))
+			s.must(os.Mkdir(p, 0o755))
+			s.must(os.Chown(p, 0, 0))
+			s.must(os.Chmod(p, 0o755))
+			s.clearXattrs(p)
+			s.fresh[next], s.times[next] = true, implied
+		}
+		at = next
+	}
+	return at
 }
 
 func isRealDir(p string) bool {
@@ -96,43 +142,54 @@ func isRealDir(p string) bool {
 	return err == nil && info.IsDir()
 }
 
-func (s *serial) entry(name string, it item) {
+func (s *serial) entry(name string, h *tar.Header, content io.Reader) {
 	p := filepath.Join(s.root, name)
-	if it.Typeflag != tar.TypeDir || !isRealDir(p) {
+	if h.Typeflag == tar.TypeLink && clean(h.Linkname) == name {
+		return // a link to itself
+	}
+	if h.Typeflag != tar.TypeDir || !isRealDir(p) {
 		s.must(os.RemoveAll(p))
 	}
 	s.fresh[name] = true
-	switch it.Typeflag {
+	switch h.Typeflag {
 	case tar.TypeDir:
 		if !isRealDir(p) {
 			s.must(os.Mkdir(p, 0o755))
 		}
-		s.clearXattrs(p)
-		s.times[name] = it.ModTime
-	case tar.TypeReg:
-		s.must(os.WriteFile(p, []byte(it.body), 0o600))
+		s.times[name] = h.ModTime
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		data, err := io.ReadAll(content)
+		s.must(err)
+		s.must(os.WriteFile(p, data, 0o600))
 	case tar.TypeSymlink:
-		s.must(os.Symlink(it.Linkname, p))
+		s.must(os.Symlink(h.Linkname, p))
 	case tar.TypeLink:
-		s.must(os.Link(filepath.Join(s.root, clean(it.Linkname)), p))
+		dir, base := path.Split(clean(h.Linkname))
+		s.must(os.Link(filepath.Join(s.root, s.parents(dir), base), p))
 		return
-	case tar.TypeChar:
-		s.must(unix.Mknod(p, unix.S_IFCHR, int(unix.Mkdev(uint32(it.Devmajor), uint32(it.Devminor)))))
+	case tar.TypeChar, tar.TypeBlock:
+		kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK}[h.Typeflag]
+		s.must(unix.Mknod(p, kind, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))))
 	case tar.TypeFifo:
 		s.must(unix.Mkfifo(p, 0o600))
 	default:
-		s.t.Fatalf("type %q", it.Typeflag)
+		s.t.Fatalf("type %q", h.Typeflag)
 	}
-	s.must(os.Lchown(p, it.Uid, it.Gid))
-	if it.Typeflag != tar.TypeSymlink {
-		s.must(unix.Chmod(p, uint32(it.Mode)))
+	s.attributes(p, h)
+}
+
+func (s *serial) attributes(p string, h *tar.Header) {
+	s.must(os.Lchown(p, h.Uid, h.Gid))
+	if h.Typeflag != tar.TypeSymlink {
+		s.must(unix.Chmod(p, uint32(h.Mode)))
 	}
-	for key, value := range it.PAXRecords {
+	s.clearXattrs(p)
+	for key, value := range h.PAXRecords {
 		if key, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok {
 			s.must(unix.Lsetxattr(p, key, []byte(value), 0))
 		}
 	}
-	s.setTime(p, it.ModTime)
+	s.setTime(p, h.ModTime)
 }
 
 func (s *serial) clearXattrs(p string) {
@@ -145,8 +202,9 @@ func (s *serial) clearXattrs(p string) {
 }
 
 func (s *serial) setTime(p string, t time.Time) {
-	ts := []unix.Timespec{unix.NsecToTimespec(t.UnixNano()), unix.NsecToTimespec(t.UnixNano())}
-	s.must(unix.UtimesNanoAt(unix.AT_FDCWD, p, ts, unix.AT_SYMLINK_NOFOLLOW))
+	ts, err := unix.TimeToTimespec(t)
+	s.must(err)
+	s.must(unix.UtimesNanoAt(unix.AT_FDCWD, p, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW))
 }
 
 // done sets the directories' times, which making their entries has changed.

@@ -124,13 +124,13 @@ func randomLayer(r *rand.Rand, n int) []item {
 	kinds := map[string]bool{} // true: no directory; a path below one would be refused
 	for range 1 + r.IntN(10) {
 		p := depth()
-		if blocked(kinds, p) {
+		if blocked(kinds, filepath.Dir(p)) {
 			continue
 		}
 		dir, base := filepath.Split(p)
 		change := later(n*100 + len(items))
-		switch r.IntN(6) {
-		case 0, 1:
+		switch r.IntN(7) {
+		case 0, 1: // also over a file of the same layer
 			items = append(items, folder(p, int64(0o700+r.IntN(64)), owned(n, len(items)), change))
 			kinds[p] = false
 		case 2, 3:
@@ -143,6 +143,12 @@ func randomLayer(r *rand.Rand, n int) []item {
 			items = append(items, file(dir+".wh."+base, ""))
 		case 5:
 			items = append(items, file(dir+".wh..wh..opq", ""))
+		case 6:
+			if below(kinds, p) {
+				continue
+			}
+			items = append(items, link(p, names[r.IntN(3)]))
+			kinds[p] = true
 		}
 		for d := filepath.Dir(p); d != "."; d = filepath.Dir(d) {
 			kinds[d] = false
@@ -192,7 +198,7 @@ func compareStack(t *testing.T, layers [][]item, order []int) {
 	}
 	want := newSerial(t)
 	for _, l := range layers {
-		want.apply(l)
+		want.apply(archive(t, l...))
 	}
 	diffSnapshots(t, snapshot(t, mountStack(t, s, dir, ids)), snapshot(t, want.done()))
 	isEmpty(t, filepath.Join(dir, "tmp"))

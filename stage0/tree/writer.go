@@ -27,6 +27,7 @@ const (
 	overlayXattrs = "trusted.overlay."
 	opaqueXattr   = "trusted.overlay.opaque"
 	selinuxXattr  = "security.selinux"
+	defaultACL    = "system.posix_acl_default"
 	xattrRecord   = "SCHILY.xattr."
 	sparseRecord  = "GNU.sparse."
 )
@@ -280,6 +281,18 @@ func (w *writer) writeWhiteout(d *dir, name string) error {
 	return syscallError(err)
 }
 
+func (w *writer) setDefaultACL(d *dir, fd int) error {
+	err := unix.Fsetxattr(fd, defaultACL, d.defaultACL, 0)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		w.skip(d.path(), "attribute "+defaultACL+": "+err.Error())
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("set attribute %q: %w", defaultACL, syscallError(err))
+	}
+	return nil
+}
+
 func (w *writer) sealDirectory(d *dir) error {
 	fd, err := w.dirs.fd(d)
 	if err != nil {
@@ -288,6 +301,11 @@ func (w *writer) sealDirectory(d *dir) error {
 	if d.opaque {
 		if err := unix.Fsetxattr(fd, opaqueXattr, []byte("y"), 0); err != nil {
 			return fmt.Errorf("set %s: %w", opaqueXattr, syscallError(err))
+		}
+	}
+	if d.defaultACL != nil {
+		if err := w.setDefaultACL(d, fd); err != nil {
+			return err
 		}
 	}
 	var st unix.Stat_t
