@@ -148,7 +148,7 @@ func (h *house) serve(ctx context.Context) error {
 		return errors.Join(err, server.Close(base))
 	}
 	parts, ctx := errgroup.WithContext(ctx)
-	parts.Go(func() error { return g.Serve(socket) })
+	parts.Go(func() error { return answer(ctx, g, socket, server) })
 	parts.Go(func() error { return serveHTTP(ctx, streams, server.StreamHandler()) })
 	parts.Go(func() error { return h.serveMetrics(ctx, metrics) })
 	parts.Go(func() error { return h.tend(ctx) })
@@ -157,11 +157,6 @@ func (h *house) serve(ctx context.Context) error {
 			_, err := server.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 			return err
 		})
-	})
-	parts.Go(func() error {
-		<-ctx.Done()
-		notify(log, daemon.SdNotifyStopping)
-		return drain(g, server)
 	})
 	log.Info("Ready", "version", h.cfg.Version, "socket", h.cfg.socket(), "dir", h.cfg.Dir)
 	notify(log, daemon.SdNotifyReady)
@@ -178,13 +173,34 @@ func (h *house) criConfig(streams net.Addr) cri.Config {
 	}
 }
 
-// drain lets the calls and jobs in flight come to an end, for a while.
-func drain(g *grpc.Server, server *cri.Server) error {
-	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+// answer serves calls until ctx ends, and then lets those in flight come to an end,
+// for a while. What is left then is a command of ExecSync that takes longer: its call
+// ends with the process. Cancelling the call would kill the command.
+func answer(ctx context.Context, g *grpc.Server, socket net.Listener, server *cri.Server) error {
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(socket) }()
+	var err error
+	select {
+	case err = <-served: // by a failure
+	case <-ctx.Done():
+	}
+	log := klog.FromContext(ctx)
+	notify(log, daemon.SdNotifyStopping)
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	hard := context.AfterFunc(ctx, g.Stop)
-	defer hard()
-	g.GracefulStop()
+	if err == nil {
+		go g.GracefulStop()
+		select {
+		case err = <-served: // all calls have ended
+		case <-patience.Done():
+			log.Info("Calls are left unanswered; commands of ExecSync run on")
+		}
+	}
+	return errors.Join(err, closeServer(patience, server))
+}
+
+// closeServer cancels the jobs that have not ended when ctx does, which is no error.
+func closeServer(ctx context.Context, server *cri.Server) error {
 	if err := server.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}

@@ -133,8 +133,9 @@ func (e *session) controllers() []string {
 	return slices.DeleteFunc([]string{"freezer", "pids"}, func(c string) bool { return !e.Cgroups.HasV1(c) })
 }
 
-// start starts the runtime; cmd has its streams and its session already.
-func (e *session) start(configure func(*osexec.Cmd)) error {
+// start starts the runtime; cmd has its streams and its session already. outputs are
+// our ends of the command's output.
+func (e *session) start(configure func(*osexec.Cmd), outputs ...*os.File) error {
 	leaf := filepath.Base(e.leaf)
 	if c := e.controllers(); len(c) > 0 {
 		leaf = strings.Join(c, ",") + ":" + leaf
@@ -148,12 +149,38 @@ func (e *session) start(configure func(*osexec.Cmd)) error {
 	e.cmd.Env = ociruntime.Environ()
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	configure(e.cmd)
+	defer func() { closeAll(e.cmd.ExtraFiles) }()
+	for _, o := range outputs {
+		held, err := hold(o)
+		if err != nil {
+			return err
+		}
+		e.cmd.ExtraFiles = append(e.cmd.ExtraFiles, held)
+	}
 	if err := e.cmd.Start(); err != nil {
 		return err
 	}
 	go e.watchRuntime()
 	go e.watchCommand()
 	return nil
+}
+
+// hold opens our end of an output once more. The runtime has it as long as the
+// command runs, and keeps it from the command: one that goes on after the daemon's
+// end would be killed by SIGPIPE at its next word if nobody had it open.
+func hold(output *os.File) (held *os.File, err error) {
+	raw, err := output.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	// Not by a duplicate, which would share the mode in which reads do not block.
+	cerr := raw.Control(func(fd uintptr) {
+		held, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return nil, fmt.Errorf("hold output: %w", err)
+	}
+	return held, nil
 }
 
 // watchRuntime reaps the runtime, waiting for it without a thread.

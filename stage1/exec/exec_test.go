@@ -66,6 +66,7 @@ func TestExecSync(t *testing.T) {
 		{"killed", []string{"/bin/sh", "-c", "kill -9 $$"}, 137, "", ""},
 		{"255 is a code", []string{"/bin/sh", "-c", "exit 255"}, 255, "", ""},
 		{"no input", []string{"/bin/cat"}, 0, "", ""},
+		{"no descriptors of ours", []string{"/bin/sh", "-c", "cd /proc/$$/fd; echo *"}, 0, "0 1 2 3\n", ""}, // the last is of the directory
 		{"environment", []string{"/bin/sh", "-c", "echo $HOME"}, 0, "/\n", ""},
 	}
 	for _, tt := range tests {

@@ -48,7 +48,7 @@ func Stream(ctx context.Context, s Spec, client IO) (int32, error) {
 		return 0, fmt.Errorf("exec in %s: %w", s.ID, err)
 	}
 	t.resized = e.resizeCommand
-	err = e.start(t.configure)
+	err = e.start(t.configure, t.outputs()...)
 	t.run(own)
 	if err != nil {
 		t.close()
@@ -192,6 +192,15 @@ func (t *transport) openPipes() error {
 		}
 	}
 	return nil
+}
+
+// outputs are the pipes that the command writes to. A terminal has none: with our
+// side of it the command is hung up on.
+func (t *transport) outputs() []*os.File {
+	if t.master != nil {
+		return nil
+	}
+	return []*os.File{t.out, t.err}
 }
 
 // run gives up the command's ends and begins to copy.

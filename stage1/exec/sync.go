@@ -48,7 +48,7 @@ func Sync(ctx context.Context, s Spec) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("exec in %s: %w", s.ID, err)
 	}
-	err = e.start(func(c *osexec.Cmd) { c.Stdout, c.Stderr = pipes.ends[0], pipes.ends[1] })
+	err = e.start(func(c *osexec.Cmd) { c.Stdout, c.Stderr = pipes.ends[0], pipes.ends[1] }, pipes.reads[:]...)
 	pipes.run()
 	if err != nil {
 		return Result{}, fmt.Errorf("exec in %s: %w", s.ID, err)
