@@ -73,7 +73,7 @@ func TestDaemonKilledAtEveryPoint(t *testing.T) {
 	if is := n.processes(t, bystander); is != was {
 		t.Errorf("the bystander was %v and is %v", was, is)
 	}
-	unbroken(t, filepath.Join(b.config.LogDirectory, "bystander.log"))
+	harness.Unbroken(t, filepath.Join(b.config.LogDirectory, "bystander.log"))
 	t.Logf("%d kills at %d points", c.kills, len(done))
 }
 

@@ -4,7 +4,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,27 +42,7 @@ func TestRows(t *testing.T) {
 	if is := n.processes(t, bystander); is != was {
 		t.Errorf("the bystander was %v and is %v", was, is)
 	}
-	unbroken(t, filepath.Join(b.config.LogDirectory, "bystander.log"))
-}
-
-// unbroken fails unless the log counts from 1 without a gap.
-func unbroken(t *testing.T, log string) {
-	t.Helper()
-	raw, err := os.ReadFile(log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := 1
-	for line := range strings.Lines(string(raw)) {
-		f := strings.Fields(line)
-		if len(f) != 4 || f[3] != strconv.Itoa(want) {
-			t.Fatalf("line %d of the bystander's log is %q", want, line)
-		}
-		want++
-	}
-	if want < 10 {
-		t.Errorf("the bystander wrote %d lines", want-1)
-	}
+	harness.Unbroken(t, filepath.Join(b.config.LogDirectory, "bystander.log"))
 }
 
 // rowNowhere is a directory without a link: swept, but not while it is locked.

@@ -42,6 +42,7 @@ type Gantry struct {
 	MetricsAddr string
 	RegistryDir string
 	Network     *Network // nil with NoNetwork
+	Binary      string   // what Start and the command line run
 	options     GantryOptions
 }
 
@@ -60,13 +61,32 @@ var binary = sync.OnceValues(func() (string, error) {
 		return filepath.Join(root, bin), nil
 	}
 	bin = filepath.Join(images.DefaultCache(), "e2e", "gantry")
-	cmd := exec.Command("go", "build", "-o", bin, "./cmd/gantry")
+	return bin, build(root, bin)
+})
+
+// build links the program of the checkout, with more flags of go build.
+func build(root, bin string, flags ...string) error {
+	cmd := exec.Command("go", slices.Concat([]string{"build", "-o", bin}, flags, []string{"./cmd/gantry"})...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build gantry: %w\n%s", err, out)
+		return fmt.Errorf("build gantry: %w\n%s", err, out)
 	}
-	return bin, nil
-})
+	return nil
+}
+
+// BuildVersion builds gantry from the checkout with a version of its own.
+func BuildVersion(tb testing.TB, version string) string {
+	tb.Helper()
+	root, err := Checkout()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	bin := filepath.Join(tb.TempDir(), "gantry")
+	if err := build(root, bin, "-ldflags", "-s -X main.version="+version); err != nil {
+		tb.Fatal(err)
+	}
+	return bin
+}
 
 // Binary is the path of the gantry that is tested.
 func Binary(tb testing.TB) string {
@@ -88,7 +108,7 @@ func NewGantry(tb testing.TB, o GantryOptions) *Gantry {
 	base := Dir(tb)
 	g := &Gantry{
 		Base: base, Dir: o.Dir, RunDir: filepath.Join(base, "run"), RegistryDir: filepath.Join(base, "certs.d"),
-		Endpoint: "unix://" + filepath.Join(base, "run", "gantry.sock"), MetricsAddr: FreeAddr(tb), options: o,
+		Endpoint: "unix://" + filepath.Join(base, "run", "gantry.sock"), MetricsAddr: FreeAddr(tb), Binary: Binary(tb), options: o,
 	}
 	if g.Dir == "" {
 		g.Dir = filepath.Join(base, "lib")
@@ -136,7 +156,7 @@ func (g *Gantry) Environ(env ...string) { g.options.Env = env }
 // answers.
 func (g *Gantry) Start(tb testing.TB) {
 	tb.Helper()
-	argv := slices.Concat(g.options.Wrapper, []string{Binary(tb), "serve"}, g.flags(),
+	argv := slices.Concat(g.options.Wrapper, []string{g.Binary, "serve"}, g.flags(),
 		[]string{"--listen", g.Endpoint, "--metrics-address", g.MetricsAddr}, g.options.Args)
 	g.Process = StartProcess(tb, g.Base, "gantry", argv, g.options.Env...)
 	client := RawClient(tb, g.Endpoint)
@@ -174,7 +194,7 @@ func (g *Gantry) flags() []string {
 func (g *Gantry) Command(tb testing.TB, subcommand string, args ...string) *exec.Cmd {
 	tb.Helper()
 	ctx := context.WithoutCancel(tb.Context())
-	cmd := exec.CommandContext(ctx, Binary(tb), slices.Concat([]string{subcommand}, g.flags(), args)...)
+	cmd := exec.CommandContext(ctx, g.Binary, slices.Concat([]string{subcommand}, g.flags(), args)...)
 	cmd.Env = append(os.Environ(), g.options.Env...)
 	return cmd
 }

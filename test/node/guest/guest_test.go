@@ -140,7 +140,7 @@ func (n *node) run(t *testing.T, name, image, parent string) *box {
 
 // start creates and starts a container that runs a shell script with a memory
 // limit in bytes.
-func (b *box) start(t *testing.T, name, script string, memory int64) string {
+func (b *box) start(t *testing.T, name, script string, memory int64, mounts ...*runtimeapi.Mount) string {
 	t.Helper()
 	created, err := b.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
 		PodSandboxId: b.id, SandboxConfig: b.config,
@@ -149,6 +149,7 @@ func (b *box) start(t *testing.T, name, script string, memory int64) string {
 			Image:    &runtimeapi.ImageSpec{Image: b.image},
 			Command:  []string{"sh", "-c", script},
 			LogPath:  name + ".log",
+			Mounts:   mounts,
 			Linux: &runtimeapi.LinuxContainerConfig{
 				Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: memory, MemorySwapLimitInBytes: memory, CpuShares: 204},
 				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{

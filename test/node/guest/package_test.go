@@ -3,8 +3,10 @@
 package guest
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -163,6 +165,49 @@ func TestDaemonGoesContainersStay(t *testing.T) {
 		}
 		n.exec(t, id, "true")
 	}
+	n.remove(t, b.id)
+	checkNothingLeft(t)
+}
+
+// TestUpgrade upgrades the package while containers run and commands are in flight in
+// one of them. TestUpgrade of test/contract does the same without packages.
+func TestUpgrade(t *testing.T) {
+	version := sh(t, "dpkg-deb -f ../gantry-next.deb Version")
+	if was := sh(t, "gantry version"); strings.HasPrefix(was, "gantry "+version+" ") {
+		t.Fatalf("version %s is installed already", version)
+	}
+	n := connect(t)
+	b := n.run(t, "upgraded", n.busybox(t), "")
+	dir := t.TempDir()
+	counts := b.start(t, "counts", "i=0; while :; do echo $((i=i+1)); sleep 0.1; done", 0)
+	flown := b.start(t, "flown", "exec sleep 100000", 0, &runtimeapi.Mount{HostPath: dir, ContainerPath: harness.InFlightMount})
+	was := [2]int{pid(t, counts), pid(t, flown)}
+	flight := harness.StartInFlight(t, n.Raw, flown, dir)
+
+	ctx, done := context.WithCancel(t.Context())
+	go flight.ReleaseAnswered(ctx, t, strings.TrimPrefix(endpoint, "unix://"))
+	sh(t, "DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends ../gantry-next.deb")
+	n = connect(t)
+	done()
+	if got := sh(t, "gantry version"); !strings.HasPrefix(got, "gantry "+version+" ") {
+		t.Errorf("gantry version says %s, want %s", got, version)
+	}
+	if v, err := n.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil || v.RuntimeVersion != version {
+		t.Errorf("the daemon is %v, %v; want %s", v, err, version)
+	}
+	flight.Check(t)
+	for _, id := range []string{counts, flown} {
+		if st := n.state(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("after the upgrade: %v", st)
+		}
+	}
+	if is := [2]int{pid(t, counts), pid(t, flown)}; is != was {
+		t.Errorf("the processes were %v and are %v", was, is)
+	}
+	if _, err := n.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: counts, Timeout: 1}); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	harness.Unbroken(t, filepath.Join(b.config.LogDirectory, "counts.log"))
 	n.remove(t, b.id)
 	checkNothingLeft(t)
 }
