@@ -91,8 +91,10 @@ func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, sp
 		Terminal:       a.stdin.tty,
 		Stdin:          a.stdin.open,
 		StdinOnce:      a.stdin.once,
-		Place:          mon.Place,
-		Kill:           mon.Kill,
+		Place: func(ctx context.Context, pid int) error {
+			return errors.Join(mon.Place(ctx, pid), r.cgroups.SetOwner(mon.Path, r.pods.RunDir()))
+		},
+		Kill: mon.Kill,
 	})
 	if err != nil {
 		return pod.Started{}, err

@@ -33,7 +33,7 @@ const shmSize = 64 << 20
 func (r *Runner) startShared(ctx context.Context, d *pod.Dir, p *plan) error {
 	s := p.shared
 	if s.cgroup != "" && r.cfg.Driver == cgroup.Cgroupfs { // systemd makes a slice with its first scope
-		if err := r.cgroups.Create(s.cgroup); err != nil {
+		if err := errors.Join(r.cgroups.Create(s.cgroup), r.cgroups.SetOwner(s.cgroup, r.pods.RunDir())); err != nil {
 			return err
 		}
 	}

@@ -238,6 +238,31 @@ func TestStats(t *testing.T) {
 	}
 }
 
+func TestOwner(t *testing.T) {
+	h, path := newGroup(t)
+	want := func(when, want string) {
+		t.Helper()
+		if got, err := h.Owner(path); got != want || err != nil {
+			t.Errorf("%s: %q, %v; want %q", when, got, err, want)
+		}
+	}
+	want("not there", "")
+	if err := h.SetOwner(path, "/run/gantry"); err != nil { // as of one that another has just removed
+		t.Error(err)
+	}
+	if err := h.Create(path); err != nil {
+		t.Fatal(err)
+	}
+	want("made", "")
+	if err := h.SetOwner(path, "/run/gantry"); err != nil {
+		t.Fatal(err)
+	}
+	want("marked", "/run/gantry")
+	if _, err := h.Owner("x"); !errors.Is(err, errdefs.ErrInvalid) {
+		t.Errorf("not a path: %v", err)
+	}
+}
+
 func TestMonitorGroup(t *testing.T) {
 	h, path := newGroup(t)
 	m := h.Monitor(Cgroupfs, filepath.Base(path))
