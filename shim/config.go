@@ -38,6 +38,9 @@ type Config struct {
 	// CNIConfDir and CNIBinDirs are CNI's; empty are the usual places.
 	CNIConfDir string   `json:"cniConfDir,omitempty"`
 	CNIBinDirs []string `json:"cniBinDirs,omitempty"`
+	// CNICacheDir is where libcni remembers what it attached, in a directory named
+	// after Dir; empty is /var/lib/cni/gantry.
+	CNICacheDir string `json:"cniCacheDir,omitempty"`
 	// RegistryConfigDir is the certs.d with REGISTRY/hosts.toml.
 	RegistryConfigDir string `json:"registryConfigDir,omitempty"`
 	// RegistryAuthFile is a file in the form of docker's config.json. It has the
@@ -156,12 +159,15 @@ func filesOf(file string) ([]string, error) {
 }
 
 func (c Config) check() error {
-	paths := []struct{ key, path string }{{"dir", c.Dir}, {"runDir", c.RunDir}, {"listen", c.socket()}}
-	if c.RegistryAuthFile != "" {
-		paths = append(paths, struct{ key, path string }{"registryAuthFile", c.RegistryAuthFile})
+	paths := []struct {
+		key, path string
+		optional  bool
+	}{
+		{"dir", c.Dir, false}, {"runDir", c.RunDir, false}, {"listen", c.socket(), false},
+		{"registryAuthFile", c.RegistryAuthFile, true}, {"cniCacheDir", c.CNICacheDir, true},
 	}
 	for _, p := range paths {
-		if !filepath.IsAbs(p.path) {
+		if !filepath.IsAbs(p.path) && (p.path != "" || !p.optional) {
 			return fmt.Errorf("configuration: %s: %q is not an absolute path: %w", p.key, p.path, errdefs.ErrInvalid)
 		}
 	}

@@ -32,7 +32,7 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	r, err := stage1.New(stage1.Config{
 		Pods: pods, TreesDir: trees.Dir(), RunDir: cfg.RunDir,
 		Driver: cfg.CgroupDriver, Runtime: cfg.Runtime, Runtimes: cfg.Runtimes, Conmon: cfg.Conmon, Init: cfg.Init,
-		Network: cfg.network(),
+		Network: cfg.Network(),
 		Report:  report,
 	})
 	if err != nil {
@@ -50,6 +50,7 @@ func Registry(cfg Config) *fetch.Registry {
 	return fetch.NewRegistry(c)
 }
 
-func (c Config) network() network.Config {
-	return network.Config{ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs}
+// Network says where CNI's files are.
+func (c Config) Network() network.Config {
+	return network.Config{ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: network.CacheDir(c.CNICacheDir, c.Dir)}
 }

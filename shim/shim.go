@@ -99,7 +99,7 @@ func open(ctx context.Context, cfg Config) (*house, error) {
 	}
 	m := newMetrics(cfg.Version)
 	p.Observer = m
-	return &house{cfg: cfg, pipeline: p, runner: runner{r, network.New(cfg.network())}, metrics: m}, nil
+	return &house{cfg: cfg, pipeline: p, runner: runner{r, network.New(cfg.Network())}, metrics: m}, nil
 }
 
 // sweep brings to an end what killed processes and ended boots left. What cannot

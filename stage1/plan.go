@@ -201,7 +201,6 @@ func (r *Runner) podParent(asked string, host manifest.UUID) (parent, own string
 func (r *Runner) attachment(d *pod.Dir, req network.Request) (*network.Attachment, error) {
 	req.ContainerID = string(d.Record().ID)
 	req.NetNS = namespace.Pin(d.RunPath("ns"), namespace.Net)
-	req.CacheDir = d.Path("cni")
 	a, err := r.network.Plan(req)
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)

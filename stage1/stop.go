@@ -201,7 +201,7 @@ func (r *Runner) delete(ctx context.Context, d *pod.Dir) error {
 
 // Sweep finds what killed processes and ended boots left in run and in garbage,
 // and brings it to its end. It waits for nobody: a pod that somebody holds is
-// left for the next time.
+// left for the next time. What CNI plugins keep for pods that are gone is given back.
 func (r *Runner) Sweep(ctx context.Context) error {
 	uuids, err := r.pods.List()
 	if err != nil {
@@ -215,6 +215,9 @@ func (r *Runner) Sweep(ctx context.Context) error {
 		if err := r.sweepPod(ctx, u); err != nil {
 			errs = append(errs, fmt.Errorf("sweep pod %s: %w", u, err))
 		}
+	}
+	if err := r.releaseOrphans(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("sweep: %w", err))
 	}
 	return errors.Join(errs...)
 }

@@ -11,17 +11,18 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1/doctor"
+	"github.com/gantry-cri/gantry/stage1/network"
 )
 
-// fixTimeout bounds what a removal waits for.
-const fixTimeout = 30 * time.Second
+// fixTimeout bounds what all removals wait for.
+const fixTimeout = 2 * time.Minute
 
 func newDoctor(o *options) *cobra.Command {
 	var format format
 	var fix bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Find what no pod claims: processes, mounts, namespaces, cgroups",
+		Short: "Find what no pod claims: processes, networks, namespaces, mounts, cgroups",
 		Long:  "Compare what the kernel has with what pods claim, and print what no pod claims.\nIt ends with code 1 if something is left. A sweep (gantry gc) undoes what pods do\nclaim; the doctor is for what a sweep cannot know of.",
 		Args:  exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -42,20 +43,19 @@ func examine(cmd *cobra.Command, o *options, format format, fix bool) error { //
 	if err != nil {
 		return err
 	}
-	d, err := doctor.New(pods, cfg.Dir, cfg.RunDir)
+	d, err := doctor.New(pods, network.New(cfg.Network()), cfg.Dir, cfg.RunDir)
 	if err != nil {
 		return err
 	}
-	found, err := d.Examine()
-	if err != nil {
-		return err
-	}
+	var found []doctor.Finding
 	if fix {
 		ctx, cancel := context.WithTimeout(cmd.Context(), fixTimeout)
 		defer cancel()
-		found = d.Fix(ctx, found)
+		found, err = d.Fix(ctx)
+	} else {
+		found, err = d.Examine()
 	}
-	if err := printFindings(cmd, format, found); err != nil {
+	if err := errors.Join(err, printFindings(cmd, format, found)); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(found, func(f doctor.Finding) bool { return !f.Fixed }) {

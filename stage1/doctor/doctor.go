@@ -3,13 +3,13 @@
 // they are written before anything is made. What no pod claims is a leak, by a
 // fault of ours or of a program that we started.
 //
-// Only what bears the mark of these very directories is looked at, so that
-// another data directory on the same node, and other runtimes, are left alone.
+// Only what bears the mark of these very directories is looked at, so that another data
+// directory on the same node, and other runtimes, are left alone. The mark is a path below
+// them: of a mount, in a command line, as the namespace of a network, as the owner of a cgroup.
 package doctor
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,12 +20,12 @@ import (
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
-	"github.com/gantry-cri/gantry/stage1/proc"
+	"github.com/gantry-cri/gantry/stage1/network"
 )
 
 // Kind says what was found.
@@ -35,14 +35,16 @@ type Kind string
 const (
 	Process   Kind = "process"
 	Cgroup    Kind = "cgroup"
+	Network   Kind = "network" // CNI's cache of an ADD without its DEL
 	Namespace Kind = "namespace"
 	Mount     Kind = "mount"
 	State     Kind = "runtime state" // of an OCI runtime, about a container
 	RunDir    Kind = "run directory"
-	Network   Kind = "network" // CNI's cache of a result that nobody gave back
 )
 
-var order = []Kind{Process, Cgroup, Namespace, Mount, State, RunDir, Network}
+// order has what uses before what is used: plugins find their rules by what lies in the
+// network namespace, and a run directory can go when nothing is mounted below it.
+var order = []Kind{Process, Cgroup, Network, Namespace, Mount, State, RunDir}
 
 // Finding is something that no pod claims.
 type Finding struct {
@@ -64,6 +66,7 @@ type Doctor struct {
 	dir     string // <data dir>/pods/by-id
 	runDir  string // <run dir>
 	cgroups *cgroup.Hierarchy
+	network *network.Network
 	mark    *regexp.Regexp // a path of ours, with the pod's UUID as its one group
 }
 
@@ -72,13 +75,14 @@ const (
 	hexPattern  = `([0-9a-f]{32})[0-9a-f]{32}`
 )
 
-// New returns the doctor of a data directory and a run directory, both absolute.
-func New(pods *pod.Pods, dir, runDir string) (*Doctor, error) {
+// New returns the doctor of a data directory and a run directory, both absolute. n has
+// the cache directory of the data directory's pods.
+func New(pods *pod.Pods, n *network.Network, dir, runDir string) (*Doctor, error) {
 	h, err := cgroup.Detect()
 	if err != nil {
 		return nil, fmt.Errorf("look at cgroups: %w", err)
 	}
-	d := &Doctor{pods: pods, dir: filepath.Join(dir, "pods", "by-id"), runDir: runDir, cgroups: h}
+	d := &Doctor{pods: pods, dir: filepath.Join(dir, "pods", "by-id"), runDir: runDir, cgroups: h, network: n}
 	d.mark = regexp.MustCompile("(?:" + regexp.QuoteMeta(d.dir) + "|" + regexp.QuoteMeta(pods.RunDir()) + ")/" + uuidPattern)
 	return d, nil
 }
@@ -102,11 +106,13 @@ func (d *Doctor) Examine() ([]Finding, error) {
 	found := slices.DeleteFunc(seen, func(f Finding) bool {
 		return claimed[f.Pod] || !slices.Contains(again, f)
 	})
-	slices.SortFunc(found, func(a, b Finding) int {
-		// Of mounts and cgroups the deepest first.
-		return cmp.Or(slices.Index(order, a.Kind)-slices.Index(order, b.Kind), strings.Compare(b.Name, a.Name))
-	})
+	slices.SortFunc(found, byOrder)
 	return found, nil
+}
+
+// byOrder has the deepest of mounts and cgroups first.
+func byOrder(a, b Finding) int {
+	return cmp.Or(slices.Index(order, a.Kind)-slices.Index(order, b.Kind), strings.Compare(b.Name, a.Name))
 }
 
 // claims are the pods that have something outside of their directory, or may.
@@ -126,7 +132,7 @@ func (d *Doctor) claims() (map[manifest.UUID]bool, error) {
 
 func (d *Doctor) look() ([]Finding, error) {
 	var all []Finding
-	for _, part := range []func() ([]Finding, error){d.processes, d.monitors, d.mounts, d.states, d.runDirs, d.caches} {
+	for _, part := range []func() ([]Finding, error){d.processes, d.groups, d.mounts, d.states, d.runDirs, d.caches} {
 		found, err := part()
 		if err != nil {
 			return nil, fmt.Errorf("examine: %w", err)
@@ -214,64 +220,23 @@ func (d *Doctor) runDirs() ([]Finding, error) {
 	return found, nil
 }
 
-// caches are results that libcni keeps until DEL has succeeded.
+// caches are what libcni keeps until DEL has succeeded, of pods that are gone as well.
 func (d *Doctor) caches() ([]Finding, error) {
-	paths, err := filepath.Glob(filepath.Join(d.dir, "*", "cni", "results", "*"))
+	ids, err := d.network.Cached()
 	if err != nil {
 		return nil, err
 	}
 	var found []Finding
-	for _, p := range paths {
-		if u := d.ownerOf(p); u != "" {
-			found = append(found, Finding{Kind: Network, Name: p, Pod: u})
+	for _, id := range ids {
+		u := fromHex(id)
+		if u == "" {
+			continue
 		}
+		a, err := d.network.Remembered(id)
+		if errors.Is(err, errdefs.ErrNotFound) || err == nil && !a.Within(id, d.pods.RunPath(u)) {
+			continue // given back meanwhile, or not ours
+		}
+		found = append(found, Finding{Kind: Network, Name: d.network.CachePath(id), Pod: u})
 	}
 	return found, nil
-}
-
-// Fix removes what Examine found and says of each finding how that went.
-func (d *Doctor) Fix(ctx context.Context, found []Finding) []Finding {
-	fixed := slices.Clone(found)
-	for i := range fixed {
-		if err := d.remove(ctx, fixed[i]); err != nil {
-			fixed[i].Error = err.Error()
-		} else {
-			fixed[i].Fixed = true
-		}
-	}
-	return fixed
-}
-
-func (d *Doctor) remove(ctx context.Context, f Finding) error {
-	switch f.Kind {
-	case Process:
-		if err := proc.Signal(f.process, unix.SIGKILL); err != nil {
-			return err
-		}
-		return proc.Wait(ctx, f.process)
-	case Cgroup:
-		if strings.HasSuffix(f.Name, ".slice") {
-			return d.cgroups.StopSlice(ctx, f.Name)
-		}
-		return d.cgroups.Remove(ctx, f.Name)
-	case Namespace, Mount:
-		return unix.Unmount(f.Name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	case State, RunDir:
-		return removeUnmounted(f.Name)
-	case Network:
-		return errors.New("ask the plugin: only it knows what it gave")
-	}
-	return fmt.Errorf("%s: nothing is known about how to remove it", f.Kind)
-}
-
-// removeUnmounted never goes through a mount: what lies behind it is not ours.
-func removeUnmounted(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return err
-	}
-	if len(mounts) > 0 {
-		return fmt.Errorf("%s is still mounted", mounts[0].Mountpoint)
-	}
-	return os.RemoveAll(dir)
 }

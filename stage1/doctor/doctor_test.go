@@ -1,13 +1,19 @@
 package doctor
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage1/network"
 )
 
 const (
@@ -23,7 +29,8 @@ func newDoctor(t *testing.T) *Doctor {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := New(pods, dir, runDir)
+	n := network.New(network.Config{ConfDir: filepath.Join(dir, "net.d"), CacheDir: filepath.Join(dir, "cni")})
+	d, err := New(pods, n, dir, runDir)
 	if err != nil {
 		t.Skip(err) // no cgroups
 	}
@@ -78,27 +85,51 @@ func TestCgroupOf(t *testing.T) {
 	}
 }
 
-func TestDirectories(t *testing.T) {
+// TestFix needs several rounds: what is mounted on a run directory of a pod that is gone,
+// the directory, and a cgroup of each owner.
+func TestFix(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts: needs root")
+	}
 	d := newDoctor(t)
-	hex := strings.ReplaceAll(string(gone), "-", "")
+	hex := gone.Hex()
 	state := filepath.Join(d.runDir, "runtime", "runc", hex+strings.Repeat("0", 32))
-	for _, dir := range []string{d.pods.RunPath(known), d.pods.RunPath(gone), state} {
+	mount := d.pods.RunPath(gone, "shm")
+	for _, dir := range []string{d.pods.RunPath(known), mount, state} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	found, err := d.Examine()
+	for range 2 { // one on the other
+		if err := unix.Mount("tmpfs", mount, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
+	}
+	ours, theirs := "/gantry-monitor/"+hex+strings.Repeat("0", 32), "/gantry-monitor/"+hex+strings.Repeat("1", 32)
+	for group, owner := range map[string]string{ours: d.pods.RunDir(), theirs: d.pods.RunDir() + "2"} {
+		if err := errors.Join(d.cgroups.Create(group), d.cgroups.SetOwner(group, owner)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := d.cgroups.Remove(context.Background(), group); err != nil {
+				t.Error(err)
+			}
+			d.cgroups.RemoveEmpty("/gantry-monitor")
+		})
+	}
+	fixed, err := d.Fix(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	var names []string
-	for _, f := range d.Fix(t.Context(), mine(found)) {
-		if !f.Fixed || f.Pod != gone {
+	for _, f := range fixed {
+		if !f.Fixed || f.Error != "" || f.Pod != gone {
 			t.Errorf("%+v was not removed", f)
 		}
 		names = append(names, f.Name)
 	}
-	if want := []string{state, d.pods.RunPath(gone)}; strings.Join(names, " ") != strings.Join(want, " ") {
+	if want := []string{ours, mount, state, d.pods.RunPath(gone)}; !slices.Equal(names, want) {
 		t.Errorf("found %v, want %v", names, want)
 	}
 	for dir, want := range map[string]bool{state: false, d.pods.RunPath(gone): false, d.pods.RunPath(known): true} {
@@ -106,17 +137,32 @@ func TestDirectories(t *testing.T) {
 			t.Errorf("%s: %v, want it there: %v", dir, err, want)
 		}
 	}
+	if d.cgroups.Exists(ours) || !d.cgroups.Exists(theirs) {
+		t.Errorf("our cgroup is there: %t, theirs: %t", d.cgroups.Exists(ours), d.cgroups.Exists(theirs))
+	}
+	if again, err := d.Fix(t.Context()); len(again) > 0 || err != nil {
+		t.Errorf("a second run finds %v, %v", again, err)
+	}
 }
 
-// mine leaves out what belongs to other data directories on the machine of the test.
-func mine(found []Finding) []Finding {
-	var own []Finding
-	for _, f := range found {
-		if f.Kind != Cgroup {
-			own = append(own, f)
-		}
+// TestFixTellsWhatIsLeft has something that does not go.
+func TestFixTellsWhatIsLeft(t *testing.T) {
+	d := newDoctor(t)
+	id := gone.Hex() + strings.Repeat("0", 32)
+	if err := os.MkdirAll(d.network.CachePath(id), 0o700); err != nil {
+		t.Fatal(err)
 	}
-	return own
+	// Neither a result of ADD nor a configuration tells what to give back.
+	fixed, err := d.Fix(t.Context())
+	if err != nil || len(fixed) != 1 {
+		t.Fatalf("%v, %v", fixed, err)
+	}
+	if f := fixed[0]; f.Kind != Network || f.Fixed || f.Pod != gone || !strings.Contains(f.Error, "no CNI configuration") {
+		t.Errorf("%+v", f)
+	}
+	if _, err := os.Stat(d.network.CachePath(id)); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestTornIntents takes a pod whose intents cannot be read for one that may claim

@@ -96,10 +96,10 @@ var cgroupNames = []*regexp.Regexp{
 	regexp.MustCompile(`^/system\.slice/gantry-monitor-` + hexPattern + `\.scope$`),
 }
 
-// monitors are cgroups that bear a pod's name and hold no process. Whose name that
-// is cannot be told when the pod is gone, so that one with processes is left alone:
-// those of ours are found as processes, and the next examination finds it empty.
-func (d *Doctor) monitors() ([]Finding, error) {
+// groups are cgroups that bear a pod's name and our mark, and hold no process. Those
+// of ours are found as processes, and then the group is empty; others may be of a pod that
+// is claimed, whose containers lie in the cgroup of one that is not.
+func (d *Doctor) groups() ([]Finding, error) {
 	var found []Finding
 	for _, parent := range []string{"/gantry", "/gantry-monitor", "/gantry.slice", "/system.slice"} {
 		names, err := d.cgroups.Children(parent)
@@ -112,12 +112,25 @@ func (d *Doctor) monitors() ([]Finding, error) {
 				continue
 			}
 			if alive, err := d.cgroups.Populated(f.Name); err != nil || alive {
-				continue
+				continue // what cannot be read has gone
 			}
-			found = append(found, f)
+			ours, err := d.owns(f.Name)
+			if err != nil {
+				return nil, err
+			}
+			if ours {
+				found = append(found, f)
+			}
 		}
 	}
 	return found, nil
+}
+
+// owns says whether a cgroup bears our mark. systemd makes slices, without a mark, so
+// that there the name must do.
+func (d *Doctor) owns(group string) (bool, error) {
+	owner, err := d.cgroups.Owner(group)
+	return owner == d.pods.RunDir() || owner == "" && strings.HasSuffix(group, ".slice"), err
 }
 
 func cgroupOf(path string) (Finding, bool) {

@@ -26,9 +26,6 @@ type Request struct {
 	DNS *DNS
 	// Annotations of the pod, of which the two bandwidth ones are read.
 	Annotations map[string]string
-	// CacheDir is where the result of ADD is kept for DEL. It belongs to the pod, and
-	// it should survive a boot as the attachment does.
-	CacheDir string
 }
 
 // Port maps a port of the node to one of the pod.
@@ -64,8 +61,9 @@ type Attachment struct {
 	Capabilities map[string]json.RawMessage `json:"capabilities,omitempty"`
 	// Unmet are the capabilities that the pod needs and no plugin of the list has.
 	// Some networks do the same without being told so by us (host ports, above all).
-	Unmet    []string `json:"unmet,omitempty"`
-	CacheDir string   `json:"cacheDir"`
+	Unmet []string `json:"unmet,omitempty"`
+	// CacheDir is where libcni keeps the result of ADD for DEL; it is this attachment's alone.
+	CacheDir string `json:"cacheDir"`
 }
 
 // Plan makes the attachment of a pod from today's configuration, without any
@@ -75,13 +73,13 @@ func (n *Network) Plan(r Request) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, fmt.Errorf("%w: %w", ErrNotReady, err)
 	}
-	if r.ContainerID == "" || r.NetNS == "" || r.CacheDir == "" {
+	if r.ContainerID == "" || r.NetNS == "" || n.cacheDir == "" {
 		return Attachment{}, fmt.Errorf("plan network: container id %q, namespace %q and cache directory %q are needed: %w",
-			r.ContainerID, r.NetNS, r.CacheDir, errdefs.ErrInvalid)
+			r.ContainerID, r.NetNS, n.cacheDir, errdefs.ErrInvalid)
 	}
 	a := Attachment{
 		Network: c.Name, File: c.File, Config: c.List, BinDirs: slices.Clone(n.binDirs),
-		ContainerID: r.ContainerID, NetNS: r.NetNS, IfName: Interface, CacheDir: r.CacheDir,
+		ContainerID: r.ContainerID, NetNS: r.NetNS, IfName: Interface, CacheDir: n.CachePath(r.ContainerID),
 	}
 	if a.Args, err = args(r); err != nil {
 		return Attachment{}, fmt.Errorf("plan network: %w", err)

@@ -82,7 +82,7 @@ func TestStatus(t *testing.T) {
 // A configuration that appears, changes in place or goes is seen at the next use.
 func TestStatusFollows(t *testing.T) {
 	dir := t.TempDir()
-	n := New(Config{ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{dir}})
+	n := New(Config{ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{dir}, CacheDir: "/c"})
 	if n.Status() == nil {
 		t.Error("ready without a directory")
 	}
@@ -96,7 +96,7 @@ func TestStatusFollows(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "net.d/a.conf")); err != nil {
 		t.Fatal(err)
 	}
-	_, err := n.Plan(Request{ContainerID: "c", NetNS: "/n", CacheDir: "/c"})
+	_, err := n.Plan(Request{ContainerID: "c", NetNS: "/n"})
 	if !errors.Is(err, ErrNotReady) || !strings.HasPrefix(err.Error(), "network is not ready: no CNI configuration: ") {
 		t.Errorf("%v", err)
 	}
@@ -140,8 +140,8 @@ func throughJSON(t *testing.T, a Attachment) Attachment {
 func TestPlan(t *testing.T) {
 	dir := t.TempDir()
 	put(t, filepath.Join(dir, "a.conflist"), plain, 0o644)
-	n := New(Config{ConfDir: dir, BinDirs: []string{"/b1", "/b2"}})
-	base := Request{ContainerID: "c0ffee", NetNS: "/run/ns/net", PodNamespace: "default", PodName: "web", PodUID: "u-1", CacheDir: "/cache"}
+	n := New(Config{ConfDir: dir, BinDirs: []string{"/b1", "/b2"}, CacheDir: "/cache"})
+	base := Request{ContainerID: "c0ffee", NetNS: "/run/ns/net", PodNamespace: "default", PodName: "web", PodUID: "u-1"}
 	for _, tt := range []struct {
 		name   string
 		change func(*Request)
@@ -195,7 +195,7 @@ func TestPlan(t *testing.T) {
 func TestPlanUnmet(t *testing.T) {
 	dir := t.TempDir()
 	put(t, filepath.Join(dir, "a.conflist"), `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"alpha"}]}`, 0o644)
-	a, err := New(Config{ConfDir: dir}).Plan(Request{ContainerID: "c", NetNS: "/n", CacheDir: "/c", Ports: []Port{{HostPort: 80, ContainerPort: 80}}})
+	a, err := New(Config{ConfDir: dir, CacheDir: "/c"}).Plan(Request{ContainerID: "c", NetNS: "/n", Ports: []Port{{HostPort: 80, ContainerPort: 80}}})
 	if err != nil || !slices.Equal(a.Unmet, []string{"portMappings"}) || a.Capabilities != nil {
 		t.Errorf("%v, %v", a.Unmet, err)
 	}

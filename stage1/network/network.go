@@ -43,6 +43,9 @@ type Config struct {
 	ConfDir string
 	// BinDirs are searched for plugins in this order; empty: DefaultBinDirs.
 	BinDirs []string
+	// CacheDir holds what libcni remembers for DEL, a directory a pod; see [CacheDir].
+	// It should survive a boot as the attachments do. Without it no pod can be attached.
+	CacheDir string
 	// Adds bounds how many ADDs run at once; 0: the number of cores. More
 	// would only contend for the kernel's RTNL and xtables locks.
 	Adds int
@@ -52,6 +55,7 @@ type Config struct {
 type Network struct {
 	confDir    string
 	binDirs    []string
+	cacheDir   string
 	adds, dels chan struct{}
 }
 
@@ -67,7 +71,7 @@ func New(c Config) *Network {
 		c.Adds = runtime.NumCPU()
 	}
 	return &Network{
-		confDir: c.ConfDir, binDirs: c.BinDirs,
+		confDir: c.ConfDir, binDirs: c.BinDirs, cacheDir: c.CacheDir,
 		adds: make(chan struct{}, c.Adds),
 		// Wider: a stop must not wait for the plugins of others that hang.
 		dels: make(chan struct{}, max(16, 4*c.Adds)),
@@ -142,6 +146,9 @@ func (n *Network) Del(ctx context.Context, a Attachment) error {
 	}
 	if err != nil {
 		return fmt.Errorf("detach from network %q: %w", a.Network, inner(err))
+	}
+	if err := a.forget(); err != nil {
+		return fmt.Errorf("detach from network %q: %w", a.Network, err)
 	}
 	return nil
 }

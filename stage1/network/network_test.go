@@ -59,7 +59,7 @@ func newNode(t *testing.T) *node {
 	})
 	n.host = namespace.Pin(n.makeNS("host"), namespace.Net)
 	put(t, n.dir+"/net.d/10-test.conflist", strings.ReplaceAll(bridged, "DIR", n.dir), 0o644)
-	n.Network = New(Config{ConfDir: n.dir + "/net.d", BinDirs: []string{n.dir + "/bin", debianPlugins}})
+	n.Network = New(Config{ConfDir: n.dir + "/net.d", BinDirs: []string{n.dir + "/bin", debianPlugins}, CacheDir: n.dir + "/cache"})
 	return n
 }
 
@@ -97,7 +97,7 @@ func (n *node) plan(name string, ports ...Port) Attachment {
 	n.t.Helper()
 	a, err := n.Plan(Request{
 		ContainerID: name + strings.Repeat("0", 60), NetNS: namespace.Pin(n.makeNS(name), namespace.Net),
-		PodNamespace: "default", PodName: name, PodUID: "u", Ports: ports, CacheDir: filepath.Join(n.dir, "cache", name),
+		PodNamespace: "default", PodName: name, PodUID: "u", Ports: ports,
 	})
 	if err != nil {
 		n.t.Fatal(err)
@@ -155,7 +155,7 @@ func (n *node) rest() string {
 	}); err != nil {
 		n.t.Fatal(err)
 	}
-	cache, _ := filepath.Glob(n.dir + "/cache/*/results/*")
+	cache, _ := filepath.Glob(n.dir + "/cache/*")
 	return strings.Join(append(append(left, n.leases()...), cache...), " ")
 }
 
@@ -434,7 +434,7 @@ func TestPluginGoneAtDel(t *testing.T) {
 func TestAddsAreBounded(t *testing.T) {
 	n := newNode(t)
 	n.script("slow", `sleep 1000`)
-	n.Network = New(Config{ConfDir: n.dir + "/net.d", BinDirs: []string{n.dir + "/bin"}, Adds: 1})
+	n.Network = New(Config{ConfDir: n.dir + "/net.d", BinDirs: []string{n.dir + "/bin"}, CacheDir: n.dir + "/cache", Adds: 1})
 	a, b := n.plan("a"), n.plan("b")
 	ctx, cancel := context.WithCancel(context.Background())
 	first := make(chan error, 1)

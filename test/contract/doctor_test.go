@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // finding is a line of gantry doctor.
@@ -56,14 +58,14 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("no %s is found among %v", kind, found)
 		}
 	}
-	n.doctor(t, "--fix") // the network's lease is the plugin's to give back
-	for range 2 {        // cgroups are empty once their processes are dead
-		found, _ = n.doctor(t, "--fix")
+	if found, content := n.doctor(t, "--fix"); !content {
+		t.Errorf("the doctor could not remove all: %v", found)
 	}
-	for _, f := range found {
-		if f.Kind != "network" {
-			t.Errorf("the doctor could not remove %v", f)
-		}
+	if found, content := n.doctor(t); len(found) > 0 || !content {
+		t.Errorf("after one treatment the doctor finds %v", found)
+	}
+	if a := n.Network.Addresses(t); len(a) != 1 {
+		t.Errorf("addresses %v, want the bystander's", a)
 	}
 	if err := os.WriteFile(intents, kept, 0o600); err != nil {
 		t.Fatal(err)
@@ -76,4 +78,31 @@ func TestDoctor(t *testing.T) {
 	if is := n.processes(t, bystander); is != was {
 		t.Errorf("the bystander was %v and is %v", was, is)
 	}
+}
+
+// TestDoctorLostDirectory deletes the directories of a sandbox with an init of its own,
+// of its container and of a pod of the command line, while all run.
+func TestDoctorLostDirectory(t *testing.T) {
+	n := newNode(t)
+	bystander := n.sandbox(t, "healthy").start(t, "bystander", forever)
+	b := n.sandboxOf(t, sandboxConfig(t, "lost", runtimeapi.NamespaceMode_POD))
+	c := b.start(t, "c", forever)
+	u := n.sleeper(t)
+	n.CLI(t, "run-prepared", "--detach", u)
+	for _, lost := range []string{uuid(b.id), uuid(c), u} {
+		if err := os.RemoveAll(filepath.Join(n.Dir, "pods/by-id", lost)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found, content := n.doctor(t, "--fix"); !content {
+		t.Errorf("the doctor could not remove all: %v", found)
+	}
+	if found, content := n.doctor(t); len(found) > 0 || !content {
+		t.Errorf("after one treatment the doctor finds %v", found)
+	}
+	if a := n.Network.Addresses(t); len(a) != 1 {
+		t.Errorf("addresses %v, want the bystander's", a)
+	}
+	n.wantState(t, bystander, "RUNNING")
+	n.Restart(t) // forgets the pods whose directories are gone
 }
