@@ -27,10 +27,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage1/cgroup"
 )
 
 func TestMain(m *testing.M) {
@@ -54,6 +58,9 @@ func TestScripts(t *testing.T) {
 			"push":     pushImage,
 			"save":     saveImage,
 			"uuid":     readUUID,
+
+			"cgroup":    makeCgroup,
+			"unmounted": unmountAtEnd,
 		},
 	})
 }
@@ -172,4 +179,32 @@ func readUUID(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("stdout is not a UUID and a newline: %q", out)
 	}
 	ts.Setenv(args[0], out[:36])
+}
+
+// makeCgroup makes a group with an owner until the end of the script: cgroup PATH OWNER.
+func makeCgroup(ts *testscript.TestScript, _ bool, args []string) {
+	h, err := cgroup.Detect()
+	ts.Check(err)
+	ts.Check(h.Create(args[0]))
+	ts.Defer(func() {
+		if err := h.Remove(context.Background(), args[0]); err != nil {
+			ts.Logf("%v", err)
+		}
+		h.RemoveEmpty(filepath.Dir(args[0]))
+	})
+	ts.Check(h.SetOwner(args[0], args[1]))
+}
+
+// unmountAtEnd unmounts what is left below directories at the end of the script, which
+// could not delete them otherwise: unmounted DIR...
+func unmountAtEnd(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Defer(func() {
+		for _, dir := range args {
+			mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(ts.MkAbs(dir)))
+			ts.Check(err)
+			for _, m := range slices.Backward(mounts) {
+				ts.Check(unix.Unmount(m.Mountpoint, unix.MNT_DETACH))
+			}
+		}
+	})
 }
