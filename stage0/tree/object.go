@@ -64,6 +64,10 @@ func (w *writer) regular(ctx context.Context, p place, h *tar.Header, content io
 	if err := errors.Join(err, syscallError(unix.Close(fd))); err != nil {
 		return err
 	}
+	// Closed: until then XFS reserves more than the file needs.
+	if err := w.addBlocks(p); err != nil {
+		return err
+	}
 	return w.setTimes(p, h)
 }
 
@@ -142,8 +146,7 @@ func writeAll(fd int, data []byte) error {
 }
 
 // attributes sets owner and mode of an open file or directory, each only where it
-// is not right already, and counts its blocks if it is a file: those of a
-// directory are known at the end. Extended attributes come after it.
+// is not right already. Extended attributes come after it.
 func (w *writer) attributes(fd int, h *tar.Header) error {
 	uid, gid, err := owner(h)
 	if err != nil {
@@ -152,9 +155,6 @@ func (w *writer) attributes(fd int, h *tar.Header) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		w.blocks += st.Blocks
 	}
 	chowned := int(st.Uid) != uid || int(st.Gid) != gid
 	if chowned {
