@@ -40,9 +40,9 @@ type Puller interface {
 	CollectTrees(ctx context.Context) ([]stage0.Freed, error)
 }
 
-// Trees tells how much the extracted layers take. *tree.Store is one.
-type Trees interface {
-	Usage(ctx context.Context) (usage.Usage, error)
+// Disk tells how much images take. *stage0.Pipeline is one.
+type Disk interface {
+	ImageUsage(ctx context.Context) (usage.Usage, error)
 }
 
 // images are the RPCs of the image service.
@@ -60,7 +60,7 @@ type images struct {
 func newImages(cfg Config, x *index, js *jobs, limits Limits) *images {
 	i := &images{
 		store: cfg.Images, puller: cfg.Puller, jobs: js, index: x, limits: limits,
-		fs:    &filesystem{trees: cfg.Trees, dir: cfg.DataDir, every: limits.Sample},
+		fs:    &filesystem{disk: cfg.Disk, dir: cfg.DataDir, every: limits.Sample},
 		freed: make(chan struct{}, 1),
 	}
 	x.tasks.Go(i.collect)
@@ -321,7 +321,7 @@ func (i *images) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageReque
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo tells how much the layers take, as of the last sample.
+// ImageFsInfo tells how much images and their layers take, as of the last sample.
 func (i *images) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	u, err := i.fs.usage(ctx)
 	if err != nil {
@@ -334,9 +334,9 @@ func (i *images) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoReque
 	}, nil
 }
 
-// filesystem keeps the last sample of what the layers take.
+// filesystem keeps the last sample of what images take.
 type filesystem struct {
-	trees Trees
+	disk  Disk
 	dir   string
 	every time.Duration
 
@@ -351,7 +351,7 @@ func (f *filesystem) usage(ctx context.Context) (*runtimeapi.FilesystemUsage, er
 	if f.last != nil && now.UnixNano()-f.last.GetTimestamp() < f.every.Nanoseconds()/2 {
 		return f.last, nil
 	}
-	taken, err := f.trees.Usage(ctx)
+	taken, err := f.disk.ImageUsage(ctx)
 	if err != nil {
 		return nil, err
 	}

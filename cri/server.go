@@ -35,7 +35,7 @@ type Config struct {
 	Meter     Meter
 	Images    Images
 	Puller    Puller
-	Trees     Trees
+	Disk      Disk
 	Node      Node
 	// StreamURL is where StreamHandler is served: Exec, Attach and PortForward
 	// answer with URLs below it. Its port must be the real one.

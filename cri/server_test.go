@@ -85,7 +85,7 @@ func (r *rig) open() (*Server, error) {
 	ctx := klog.NewContext(context.Background(), klog.Background())
 	return New(ctx, Config{
 		Pods: r.pods, Preparer: r, Runner: r, Inspector: r, Executor: executor{}, Meter: r,
-		Images: imageStore{r}, Puller: r, Trees: r, Node: r,
+		Images: imageStore{r}, Puller: r, Disk: r, Node: r,
 		StreamURL: &url.URL{Scheme: "http", Host: "127.0.0.1:1"},
 		DataDir:   r.dir, Version: "1.2.3", Info: map[string]string{"dir": r.dir},
 		Limits: Limits{Collect: time.Millisecond},
@@ -335,7 +335,7 @@ func (r *rig) CollectTrees(context.Context) ([]stage0.Freed, error) {
 	return nil, nil
 }
 
-func (r *rig) Usage(context.Context) (usage.Usage, error) {
+func (r *rig) ImageUsage(context.Context) (usage.Usage, error) {
 	return usage.Usage{Bytes: 4096, Inodes: 2}, nil
 }
 

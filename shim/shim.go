@@ -167,7 +167,7 @@ func (h *house) criConfig(streams net.Addr) cri.Config {
 	return cri.Config{
 		Pods: h.pipeline.Pods, Preparer: h.pipeline, Runner: h.runner, Inspector: h.runner,
 		Executor: h.runner, Meter: h.runner, Node: h.runner,
-		Images: h.pipeline.Images, Puller: h.pipeline, Trees: h.pipeline.Trees,
+		Images: h.pipeline.Images, Puller: h.pipeline, Disk: h.pipeline,
 		StreamURL: &url.URL{Scheme: "http", Host: streams.String()},
 		DataDir:   h.cfg.Dir, Version: h.cfg.Version, Info: h.cfg, Limits: h.cfg.Limits.cri(),
 	}

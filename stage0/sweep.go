@@ -152,7 +152,7 @@ func (p *Pipeline) CollectImages(ctx context.Context, before time.Time) (images,
 }
 
 func (p *Pipeline) retireImages(ctx context.Context, before time.Time) (images, trees []Freed, err error) {
-	unused, err := p.unusedImages(before)
+	unused, err := p.unusedImages(Gone{}, before)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -180,7 +180,7 @@ func (p *Pipeline) UnusedImages(ctx context.Context, before time.Time) (images, 
 		return nil, nil, fmt.Errorf("look for unused images: %w", err)
 	}
 	defer unlock()
-	unused, err := p.unusedImages(before)
+	unused, err := p.unusedImages(Gone{}, before)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -203,9 +203,9 @@ func (p *Pipeline) imageFreed(ctx context.Context, e store.Entry) (Freed, error)
 }
 
 // unusedImages fails rather than guess, as usedTrees does.
-func (p *Pipeline) unusedImages(before time.Time) ([]store.Entry, error) {
+func (p *Pipeline) unusedImages(gone Gone, before time.Time) ([]store.Entry, error) {
 	held := map[string]bool{}
-	err := p.eachApp(Gone{}, func(a pod.AppRecord) { held[a.ImageID] = true })
+	err := p.eachApp(gone, func(a pod.AppRecord) { held[a.ImageID] = true })
 	if err != nil {
 		return nil, err
 	}

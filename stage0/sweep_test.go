@@ -22,6 +22,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
+	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
 // du is what the program says that a directory takes, in bytes.
@@ -120,7 +121,21 @@ func TestCollectImages(t *testing.T) {
 	if err != nil || !slices.Equal(NamesOf(images), wantImages) || !slices.Equal(NamesOf(trees), wantTrees) {
 		t.Fatalf("would collect images %v and trees %v, %v; want %v and %v", images, trees, err, wantImages, wantTrees)
 	}
+	used, err := p.DiskUsage(t.Context())
+	anyImages, anyTrees, anyErr := p.UnusedImages(t.Context(), time.Now().Add(time.Minute)) // the late one too
+	if err = errors.Join(err, anyErr); err != nil || len(anyImages) != 3 || used.Pods.Reclaimable != 0 ||
+		used.Images.Reclaimable != BytesOf(anyImages) || used.Trees.Reclaimable != BytesOf(anyTrees) {
+		t.Errorf("reclaimable: %+v, %v; without a grace period images %v and trees %v go", used, err, anyImages, anyTrees)
+	}
 	was := du(t, dir)
+	self, err := usage.Single(dir)
+	if got := used.Total().Bytes + self.Bytes; err != nil || got != was {
+		t.Errorf("du says that the data directory takes %d bytes, DiskUsage %d, %v", was, got, err)
+	}
+	ofImages, err := p.ImageUsage(t.Context())
+	if want := used.Images.Plus(used.Trees.Usage); err != nil || ofImages != want {
+		t.Errorf("ImageUsage = %+v, %v; want %+v", ofImages, err, want)
+	}
 	gotImages, gotTrees, err := p.CollectImages(t.Context(), before)
 	if err != nil || !slices.Equal(gotImages, images) || !slices.Equal(gotTrees, trees) {
 		t.Fatalf("collected images %v and trees %v, %v; announced were %v and %v", gotImages, gotTrees, err, images, trees)

@@ -235,6 +235,20 @@ func (s *Store) readRef(file string) (Ref, error) {
 	return ref, nil
 }
 
+// Usage returns what records, names and pins take on disk, with the folders that
+// hold them.
+func (s *Store) Usage(ctx context.Context) (usage.Usage, error) {
+	var sum usage.Usage
+	for _, dir := range []string{imagesDir, refsDir, pinsDir} {
+		u, err := usage.Of(ctx, filepath.Join(s.dir, dir))
+		if err != nil {
+			return usage.Usage{}, err
+		}
+		sum = sum.Plus(u)
+	}
+	return sum, nil
+}
+
 // UsageOf returns what the image's record and its names take on disk; its trees
 // are not among it.
 func (s *Store) UsageOf(ctx context.Context, e Entry) (usage.Usage, error) {
