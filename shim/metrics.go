@@ -20,8 +20,8 @@ var stageBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 
 // callBuckets go from a list out of memory to the deadline of RunPodSandbox.
 var callBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 240}
 
-// metrics observe the pipeline and the calls. It is a stage0.Observer and a
-// cri.CallObserver.
+// metrics observe the pipeline and the calls. They are a cri.CallObserver, and most
+// of a stage0.Observer.
 type metrics struct {
 	registry *prometheus.Registry
 	stages   *prometheus.HistogramVec
@@ -29,6 +29,7 @@ type metrics struct {
 	layers   *prometheus.CounterVec
 	inFlight prometheus.Gauge
 	missing  prometheus.Gauge
+	copied   prometheus.Counter
 	calls    *prometheus.CounterVec
 	took     *prometheus.HistogramVec
 	unknown  *prometheus.CounterVec
@@ -62,6 +63,9 @@ func newMetrics(version string) *metrics {
 		missing: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "gantry_fetch_missing_bytes", Help: "Bytes that the layers in flight have still to get.",
 		}),
+		copied: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gantry_prepare_overlay_disabled_total", Help: "Pods whose root filesystems were copied because overlay does not work on the data directory.",
+		}),
 		flying: map[flight]int64{},
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_cri_calls_total", Help: "CRI calls that were answered, by method and gRPC code.",
@@ -78,7 +82,7 @@ func newMetrics(version string) *metrics {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.stages, m.bytes, m.layers, m.inFlight, m.missing, m.calls, m.took, m.unknown, build,
+	m.registry.MustRegister(m.stages, m.bytes, m.layers, m.inFlight, m.missing, m.copied, m.calls, m.took, m.unknown, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	// Series that are there from the start have a rate from the first event on.
 	for _, s := range stage0.Stages {

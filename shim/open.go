@@ -1,10 +1,13 @@
 package shim
 
 import (
+	"path/filepath"
+
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
@@ -38,7 +41,8 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	if err != nil {
 		return nil, nil, err
 	}
-	return &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Source: Registry(cfg)}, r, nil
+	site := overlay.Site{Dir: cfg.Dir, Known: filepath.Join(cfg.RunDir, "overlay")}
+	return &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Source: Registry(cfg), Overlay: site}, r, nil
 }
 
 // Registry is where the images of a configuration come from.

@@ -98,7 +98,7 @@ func open(ctx context.Context, cfg Config) (*house, error) {
 		return nil, err
 	}
 	m := newMetrics(cfg.Version)
-	p.Observer = m
+	p.Observer = &observer{metrics: m, log: log}
 	return &house{cfg: cfg, pipeline: p, runner: runner{r, network.New(cfg.Network())}, metrics: m}, nil
 }
 

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2/textlogger"
 
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
@@ -128,6 +130,14 @@ func TestStagesAreObserved(t *testing.T) {
 	} {
 		m.LayerProgress(l)
 	}
+	var said bytes.Buffer
+	o := &observer{metrics: m, log: textlogger.NewLogger(textlogger.NewConfig(textlogger.Output(&said)))}
+	for range 3 {
+		o.OverlayDisabled("no types")
+	}
+	if got := said.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `reason="no types"`) {
+		t.Errorf("logged %q", got)
+	}
 	families, err := m.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -157,6 +167,7 @@ func TestStagesAreObserved(t *testing.T) {
 		"gantry_fetch_layers_total done":                        0,
 		"gantry_fetch_layers_in_flight":                         1,
 		"gantry_fetch_missing_bytes":                            6,
+		"gantry_prepare_overlay_disabled_total":                 3,
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %v, want %v", name, got[name], want)

@@ -45,6 +45,8 @@ func (o *observer) LayerProgress(l stage0.LayerProgress) {
 	o.layers = append(o.layers, l)
 }
 
+func (o *observer) OverlayDisabled(string) {}
+
 func (o *observer) StageDone(s stage0.Stage, d time.Duration, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/appc/spec/schema"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/manifest"
-	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
 )
@@ -29,6 +27,8 @@ type PodSpec struct {
 	Manifest *schema.PodManifest
 	// Images has one entry for each app of the manifest, in its order.
 	Images []AppImage
+	// Rootfs says how root filesystems are laid.
+	Rootfs Rootfs
 }
 
 // AppImage says which image an app runs.
@@ -55,11 +55,15 @@ func (p *Pipeline) Prepare(ctx context.Context, spec PodSpec) (manifest.UUID, er
 		return "", fmt.Errorf("prepare: %w", err)
 	}
 	defer unlock()
-	d, err := p.allocate(ctx, spec)
+	rootfs, err := p.rootfs(ctx, spec)
 	if err != nil {
 		return "", fmt.Errorf("prepare: %w", err)
 	}
-	if err := p.timed(StageRootfs, func() error { return p.layRootfs(d) }); err != nil {
+	d, err := p.allocate(ctx, spec, rootfs)
+	if err != nil {
+		return "", fmt.Errorf("prepare: %w", err)
+	}
+	if err := p.timed(StageRootfs, func() error { return p.layRootfs(ctx, d, spec, rootfs) }); err != nil {
 		return "", errors.Join(fmt.Errorf("prepare: %w", err), d.Discard())
 	}
 	failpoint.Hit(failpoint.RootfsLaid)
@@ -85,7 +89,7 @@ func (s PodSpec) check() error {
 	return nil
 }
 
-func (p *Pipeline) allocate(ctx context.Context, spec PodSpec) (d *pod.Dir, err error) {
+func (p *Pipeline) allocate(ctx context.Context, spec PodSpec, rootfs Rootfs) (d *pod.Dir, err error) {
 	r := pod.Record{Owner: spec.Owner, Kind: spec.Kind, Sandbox: spec.Sandbox, Apps: []pod.AppRecord{}}
 	for i, a := range spec.Manifest.Apps {
 		img := spec.Images[i]
@@ -94,7 +98,7 @@ func (p *Pipeline) allocate(ctx context.Context, spec PodSpec) (d *pod.Dir, err 
 			ImageID:   string(img.Image.ID),
 			ImageName: img.Name,
 			ImageRef:  img.Ref,
-			Layers:    img.Image.Trees(),
+			Layers:    rootfs.stacked(img.Image),
 		})
 	}
 	err = p.timed(StageAllocate, func() error {
@@ -102,32 +106,4 @@ func (p *Pipeline) allocate(ctx context.Context, spec PodSpec) (d *pod.Dir, err 
 		return err
 	})
 	return d, err
-}
-
-// layRootfs makes the writable side of each app's root filesystem. The layers
-// below it are only looked at: they were extracted when the image was fetched.
-func (p *Pipeline) layRootfs(d *pod.Dir) error {
-	for _, a := range d.Record().Apps {
-		if err := p.ensureTrees(a); err != nil {
-			return fmt.Errorf("app %s: %w", a.Name, err)
-		}
-		plan := overlay.Plan{Lower: a.Layers, Upper: d.Path("upper", a.Name), Work: d.Path("work", a.Name)}
-		if err := overlay.Make(p.Trees.Dir(), plan); err != nil {
-			return fmt.Errorf("app %s: %w", a.Name, err)
-		}
-	}
-	return nil
-}
-
-// ensureTrees checks that every layer is there.
-func (p *Pipeline) ensureTrees(a pod.AppRecord) error {
-	if len(a.Layers) == 0 {
-		return fmt.Errorf("image %s has no layers: %w", a.ImageName, errdefs.ErrInvalid)
-	}
-	for _, name := range a.Layers {
-		if _, err := os.Stat(p.Trees.Path(name)); err != nil {
-			return fmt.Errorf("image %s (%s): layer tree %s is missing, fetch the image again: %w", a.ImageName, a.ImageID, name, errdefs.ErrNotFound)
-		}
-	}
-	return nil
 }

@@ -3,9 +3,11 @@ package stage0
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -16,8 +18,10 @@ import (
 	"github.com/appc/spec/schema/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
@@ -28,6 +32,7 @@ type stageLog struct {
 	mu     sync.Mutex
 	stages []Stage
 	failed []Stage
+	copied []string // reasons why overlay was disabled
 }
 
 func (l *stageLog) StageDone(s Stage, _ time.Duration, err error) {
@@ -43,12 +48,22 @@ func (l *stageLog) BytesFetched(int64) {}
 
 func (l *stageLog) LayerProgress(LayerProgress) {}
 
+func (l *stageLog) OverlayDisabled(reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.copied = append(l.copied, reason)
+}
+
 func newPreparer(t *testing.T) (*Pipeline, *stageLog) {
+	t.Helper()
+	return newPreparerIn(t, t.TempDir())
+}
+
+func newPreparerIn(t *testing.T, dir string) (*Pipeline, *stageLog) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("layers keep their owners: needs root")
 	}
-	dir := t.TempDir()
 	images, err := store.Open(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +77,8 @@ func newPreparer(t *testing.T) (*Pipeline, *stageLog) {
 		t.Fatal(err)
 	}
 	log := &stageLog{}
-	return &Pipeline{Images: images, Trees: trees, Pods: pods, Observer: log}, log
+	site := overlay.Site{Dir: dir, Known: filepath.Join(dir, "overlay")}
+	return &Pipeline{Images: images, Trees: trees, Pods: pods, Overlay: site, Observer: log}, log
 }
 
 // extracted commits a layer whose root directory has a mode and an owner.
@@ -126,6 +142,77 @@ func TestPrepare(t *testing.T) {
 	if retired, err := p.CollectTrees(t.Context()); err != nil || len(retired) != 0 {
 		t.Errorf("a collection took a tree of a prepared pod: %v, %v", retired, err)
 	}
+}
+
+// TestPrepareCopies holds when root filesystems are copied, and what is told of it.
+func TestPrepareCopies(t *testing.T) {
+	untyped := loop(t, "-O", "^filetype")
+	for _, tc := range []struct {
+		name   string
+		dir    string // of the data; empty: where overlay works
+		rootfs Rootfs
+		copies bool
+		told   []string
+	}{
+		{"overlay works", "", RootfsAuto, false, nil},
+		{"overlay is not wanted", "", RootfsCopy, true, nil},
+		{"overlay does not work", untyped, RootfsAuto, true, []string{"unsupported filesystem: missing d_type support"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p, log := newPreparerIn(t, cmp.Or(tc.dir, t.TempDir()))
+			layer := extracted(t, p, tar.Header{Mode: 0o2750, Uid: 12, Gid: 34})
+			inTree := filepath.Join(p.Trees.Path(layer.Tree), "rootfs", "f")
+			if err := os.WriteFile(inTree, []byte("of the image"), 0o640); err != nil {
+				t.Fatal(err)
+			}
+			img := store.Image{ID: "sha256:x", Layers: []store.Layer{layer}}
+			u, err := p.Prepare(t.Context(), PodSpec{
+				Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: manifestOf("a"), Rootfs: tc.rootfs, Images: []AppImage{{Image: img}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := p.Pods.Load(u)
+			if err != nil || (len(got.Record.Apps[0].Layers) == 0) != tc.copies {
+				t.Errorf("record %+v, %v", got.Record, err)
+			}
+			b, err := os.ReadFile(p.Pods.Path(u, "upper", "a", "f"))
+			if copied := string(b) == "of the image"; copied != tc.copies || copied != (err == nil) {
+				t.Errorf("upper has %q, %v", b, err)
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(p.Pods.Path(u, "upper", "a"), &st); err != nil || st.Mode != unix.S_IFDIR|0o2750 || st.Uid != 12 || st.Gid != 34 {
+				t.Errorf("upper is %o %d:%d, %v", st.Mode, st.Uid, st.Gid, err)
+			}
+			if !slices.Equal(log.copied, tc.told) {
+				t.Errorf("told %q, want %q", log.copied, tc.told)
+			}
+		})
+	}
+}
+
+// loop mounts a new ext4 and returns where.
+func loop(t *testing.T, options ...string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	for _, argv := range [][]string{
+		{"truncate", "-s", "64M", image},
+		append(append([]string{"mkfs.ext4"}, options...), image),
+		{"mount", "-o", "loop", image, dir},
+	} {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", argv, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir
 }
 
 func TestPrepareThatFailsLeavesNothing(t *testing.T) {

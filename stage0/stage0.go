@@ -11,6 +11,7 @@ package stage0
 import (
 	"time"
 
+	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
@@ -24,6 +25,7 @@ type Pipeline struct {
 	Trees    *tree.Store
 	Pods     *pod.Pods
 	Source   Source
+	Overlay  overlay.Site
 	Observer Observer
 }
 
@@ -53,6 +55,8 @@ type Observer interface {
 	BytesFetched(n int64)
 	// LayerProgress says how far a layer of a Fetch is.
 	LayerProgress(l LayerProgress)
+	// OverlayDisabled says that a pod's root filesystems are copied, and why.
+	OverlayDisabled(reason string)
 }
 
 // timed runs one stage and reports it, failed or not.

@@ -23,6 +23,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
@@ -42,6 +43,7 @@ type node struct {
 	runner   *stage1.Runner
 	image    store.Image
 	config   ocispec.Image
+	rootfs   stage0.Rootfs
 	reports  chan string
 }
 
@@ -63,7 +65,8 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{pipeline: &stage0.Pipeline{Images: images, Trees: trees, Pods: pods}, reports: make(chan string, 100)}
+	site := overlay.Site{Dir: dir, Known: filepath.Join(run, "overlay")}
+	n := &node{pipeline: &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Overlay: site}, reports: make(chan string, 100)}
 	n.runner, err = stage1.New(stage1.Config{
 		Pods:     pods,
 		TreesDir: filepath.Join(dir, "trees"),
@@ -143,7 +146,7 @@ func (n *node) addImage(t *testing.T) {
 func (n *node) prepare(t *testing.T, scripts ...string) manifest.UUID {
 	t.Helper()
 	pm := schema.BlankPodManifest()
-	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: pm}
+	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: pm, Rootfs: n.rootfs}
 	for i, s := range scripts {
 		name := types.ACName(fmt.Sprintf("app%d", i))
 		app, err := translate.ImageApp(name, translate.Image{
@@ -234,6 +237,24 @@ func TestPodRunsToItsEnd(t *testing.T) {
 	}
 	if err := n.runner.RunWith(t.Context(), u, stage1.Options{}); !errors.Is(err, errdefs.ErrState) {
 		t.Errorf("running an ended pod: %v", err)
+	}
+}
+
+// TestCopiedPodNeedsNoTrees runs a pod whose root filesystem was copied when the
+// image's trees are gone.
+func TestCopiedPodNeedsNoTrees(t *testing.T) {
+	n := newNode(t)
+	n.rootfs = stage0.RootfsCopy
+	u := n.prepare(t, "echo hello >/bin/new && read x </bin/new && echo $x again")
+	if gone, err := n.pipeline.CollectTrees(t.Context()); err != nil || len(gone) != 1 {
+		t.Fatalf("collected %v, %v", gone, err)
+	}
+	n.run(t, u)
+	if exit := n.wait(t, u, "app0"); exit.Code != 0 {
+		t.Errorf("app0 ended with %+v", exit)
+	}
+	if got := n.log(t, u, "app0"); !strings.Contains(got, " stdout F hello again\n") {
+		t.Errorf("log is %q", got)
 	}
 }
 

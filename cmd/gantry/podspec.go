@@ -21,7 +21,7 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, progre
 		progress.mode, progress.show = progressNone, false
 	}
 	p.Observer = progress
-	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod}
+	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod, Rootfs: r.Rootfs}
 	var images []translate.Image
 	for _, app := range r.Apps {
 		entry, err := image(ctx, p, app, r.PullPolicy, progress)

@@ -59,6 +59,7 @@ func TestScripts(t *testing.T) {
 			"save":     saveImage,
 			"uuid":     readUUID,
 
+			"mkfs":      makeFilesystem,
 			"cgroup":    makeCgroup,
 			"unmounted": unmountAtEnd,
 		},
@@ -94,6 +95,17 @@ func startRegistry(ts *testscript.TestScript, _ bool, _ []string) {
 		}
 		<-time.After(20 * time.Millisecond)
 	}
+}
+
+// makeFilesystem mounts a new ext4 for the script: mkfs DIR [OPTION]...
+func makeFilesystem(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	image := dir + ".img"
+	ts.Check(os.Mkdir(dir, 0o755))
+	ts.Check(ts.Exec("truncate", "-s", "64M", image))
+	ts.Check(ts.Exec("mkfs.ext4", append(args[1:], image)...))
+	ts.Check(ts.Exec("mount", "-o", "loop", image, dir))
+	ts.Defer(func() { ts.Check(exec.Command("umount", dir).Run()) })
 }
 
 // pushImage makes an image of two layers and pushes it: push NAME [CONFIG.json],

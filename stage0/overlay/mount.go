@@ -171,7 +171,9 @@ func onThread(flags int, f func() error) error {
 			done <- os.NewSyscallError("unshare", err)
 			return
 		}
-		done <- f()
+		err := f()
+		_ = unix.Chdir("/") // the thread, which ends a moment later, is to keep nothing busy
+		done <- err
 	}()
 	return <-done
 }

@@ -51,7 +51,8 @@ type AppRecord struct {
 	ImageName string `json:"imageName,omitempty"`
 	// ImageRef is the repository digest, or the image id where there is none.
 	ImageRef string `json:"imageRef"`
-	// Layers are the names of the trees that are stacked, topmost first.
+	// Layers are the names of the trees that are stacked, topmost first. None are
+	// where the root filesystem was copied, and lies in the upper directory alone.
 	Layers []string `json:"layers"`
 }
 

@@ -40,7 +40,7 @@ func copyXattrs(from, to string) error {
 		return err
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, overlayXattrs) || name == selinuxXattr {
+		if OfLayer(name) {
 			continue
 		}
 		value := make([]byte, 64<<10) // the kernel's XATTR_SIZE_MAX
@@ -53,6 +53,12 @@ func copyXattrs(from, to string) error {
 		}
 	}
 	return nil
+}
+
+// OfLayer says whether an extended attribute is of a file's place in its layer
+// or of the mount, and not the file's own: overlay's and labels.
+func OfLayer(name string) bool {
+	return strings.HasPrefix(name, overlayXattrs) || name == selinuxXattr
 }
 
 func xattrNames(path string) ([]string, error) {

@@ -95,7 +95,7 @@ func mountInOrder(t *testing.T, layers [][]byte, order []int, workers int) strin
 	if err := s.Commit(t.Context(), pending...); err != nil {
 		t.Fatal(err)
 	}
-	return mountStack(t, s, dir, ids)
+	return mountStack(t, s, dir, stackOf(t, s, ids))
 }
 
 var linkCount = regexp.MustCompile(` links=\d+`)

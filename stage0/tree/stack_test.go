@@ -16,6 +16,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/overlay"
+	"github.com/gantry-cri/gantry/stage0/render"
 	"github.com/gantry-cri/gantry/stage0/tree"
 )
 
@@ -200,7 +201,10 @@ func compareStack(t *testing.T, layers [][]item, order []int) {
 	for _, l := range layers {
 		want.apply(archive(t, l...))
 	}
-	diffSnapshots(t, snapshot(t, mountStack(t, s, dir, ids)), snapshot(t, want.done()))
+	wanted := snapshot(t, want.done())
+	lower := stackOf(t, s, ids)
+	diffSnapshots(t, snapshot(t, mountStack(t, s, dir, lower)), wanted)
+	diffSnapshots(t, snapshot(t, copyStack(t, s, dir, lower)), wanted)
 	isEmpty(t, filepath.Join(dir, "tmp"))
 	if t.Failed() {
 		for i, l := range layers {
@@ -211,7 +215,21 @@ func compareStack(t *testing.T, layers [][]item, order []int) {
 	}
 }
 
-func mountStack(t *testing.T, s *tree.Store, dir string, ids []digest.Digest) string {
+// copyStack renders the stack without overlay.
+func copyStack(t *testing.T, s *tree.Store, dir string, lower []string) string {
+	t.Helper()
+	j := render.Job{To: filepath.Join(dir, "copy")}
+	for _, name := range lower {
+		j.Roots = append(j.Roots, filepath.Join(s.Path(name), "rootfs"))
+	}
+	if err := j.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return j.To
+}
+
+// stackOf names the trees of the layers, bottom first in ids, as overlay takes them.
+func stackOf(t *testing.T, s *tree.Store, ids []digest.Digest) []string {
 	t.Helper()
 	fixup, err := s.Fixup(t.Context(), ids)
 	if err != nil {
@@ -224,6 +242,11 @@ func mountStack(t *testing.T, s *tree.Store, dir string, ids []digest.Digest) st
 	for _, id := range slices.Backward(ids) {
 		lower = append(lower, tree.Name(id))
 	}
+	return lower
+}
+
+func mountStack(t *testing.T, s *tree.Store, dir string, lower []string) string {
+	t.Helper()
 	p := overlay.Plan{
 		Lower: lower, Upper: filepath.Join(dir, "pod", "upper"), Work: filepath.Join(dir, "pod", "work"),
 		Target: filepath.Join(dir, "merged"),

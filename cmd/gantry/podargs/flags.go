@@ -26,6 +26,7 @@ func New(flags *pflag.FlagSet) *Parser {
 func (p *Parser) podFlags(flags *pflag.FlagSet) {
 	r := &p.request
 	flags.BoolVar(&r.Quiet, "quiet", false, "no progress and notes on stderr")
+	p.noOverlay(flags)
 	flags.BoolVar(&r.inheritEnv, "inherit-env", false, "give the apps the caller's variables that nothing else sets")
 	flags.Func("pull-policy", "when to ask the registry: `POLICY` is never, new or update (default new)", func(s string) error {
 		policy, err := stage0.ParsePullPolicy(s)
@@ -76,6 +77,21 @@ func (p *Parser) podFlags(flags *pflag.FlagSet) {
 			return err
 		}
 		r.Ports = append(r.Ports, port)
+		return nil
+	})
+}
+
+// noOverlay is a switch that takes a value all the same: --no-overlay=false.
+func (p *Parser) noOverlay(flags *pflag.FlagSet) {
+	flags.BoolFunc("no-overlay", "copy the images instead of stacking them by overlay", func(s string) error {
+		copied, err := strconv.ParseBool(s)
+		if err != nil {
+			return invalid("must be set with a boolean")
+		}
+		p.request.Rootfs = stage0.RootfsAuto
+		if copied {
+			p.request.Rootfs = stage0.RootfsCopy
+		}
 		return nil
 	})
 }

@@ -27,6 +27,8 @@ type Request struct {
 	Ports []types.ExposedPort
 	// PullPolicy says when the registry is asked.
 	PullPolicy stage0.PullPolicy
+	// Rootfs is RootfsCopy with --no-overlay.
+	Rootfs stage0.Rootfs
 	// Quiet silences progress and notes.
 	Quiet bool
 
