@@ -36,6 +36,11 @@ func (p *Pipeline) rootfs(ctx context.Context, spec PodSpec) (Rootfs, error) {
 	if err != nil {
 		return 0, err
 	}
+	for _, a := range spec.Images {
+		if n := len(a.Image.Trees()); support.OK && n > overlay.MaxStack {
+			support = overlay.Support{Reason: fmt.Sprintf("%d layers of image %s, the kernel stacks %d", n, a.Name, overlay.MaxStack)}
+		}
+	}
 	if support.OK {
 		return RootfsOverlay, nil
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -75,8 +76,8 @@ func makeDirs(treesDir string, p Plan) error {
 }
 
 // Mount makes the mount. A stack without trees shows the upper directory
-// alone. A stack whose names do not fit into the kernel's mount options is
-// ErrUnsupported.
+// alone. More trees than MaxStack are ErrUnsupported, as is what does not fit
+// into the kernel's mount options whatever is done.
 func Mount(treesDir string, p Plan) error {
 	if err := mount(treesDir, p); err != nil {
 		return fmt.Errorf("mount overlay on %s: %w", p.Target, err)
@@ -101,18 +102,58 @@ func mount(treesDir string, p Plan) error {
 	return onThread(unix.CLONE_FS, func() error { return mountStack(treesDir, lower, p) })
 }
 
+// MaxStack is how many lower directories the kernel stacks.
+const MaxStack = 500
+
 // mountStack mounts trees, topmost first. It changes the working directory of
-// the calling thread, which onThread made for it.
-func mountStack(treesDir string, lower []string, p Plan) error {
-	data := options(lower, p)
+// the calling thread, which onThread made for it: lower directories are given
+// relative to it, so that many of them fit into the mount options.
+func mountStack(treesDir string, lower []string, p Plan) (err error) {
+	if len(lower) > MaxStack {
+		return fmt.Errorf("%d layers, overlay stacks %d: %w", len(lower), MaxStack, errdefs.ErrUnsupported)
+	}
+	dir, dirs := treesDir, make([]string, len(lower))
+	for i, name := range lower {
+		dirs[i] = filepath.Join(name, "rootfs")
+	}
+	data := options(dirs, p)
+	if len(data) >= os.Getpagesize() {
+		// The directory of the mount point dies with the boot at the latest.
+		if dir, err = os.MkdirTemp(filepath.Dir(p.Target), ".lower-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		if dirs, err = shorten(treesDir, dirs, dir); err != nil {
+			return err
+		}
+		data = options(dirs, p)
+	}
 	if len(data) >= os.Getpagesize() {
 		return fmt.Errorf("%d layers need %d bytes of mount options, the kernel takes %d: %w",
 			len(lower), len(data), os.Getpagesize()-1, errdefs.ErrUnsupported)
 	}
-	if err := unix.Chdir(treesDir); err != nil {
-		return &fs.PathError{Op: "chdir", Path: treesDir, Err: err}
+	if err := unix.Chdir(dir); err != nil {
+		return &fs.PathError{Op: "chdir", Path: dir, Err: err}
 	}
 	return os.NewSyscallError("mount", unix.Mount("overlay", p.Target, "overlay", 0, data))
+}
+
+// shorten makes symbolic links in dir to directories relative to root, and
+// returns the links' names, which are as short as can be. The kernel follows
+// them when it mounts and not later.
+func shorten(root string, dirs []string, dir string) ([]string, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(dirs))
+	for i, d := range dirs {
+		names[i] = strconv.FormatInt(int64(i), 36)
+		if err := os.Symlink(filepath.Join(root, d), filepath.Join(dir, names[i])); err != nil {
+			return nil, durable.NoSpace(err)
+		}
+	}
+	return names, nil
 }
 
 // visible returns the part of the stack that is to be mounted. A tree that
@@ -141,12 +182,11 @@ func visible(treesDir string, names []string) ([]string, error) {
 	return lower, nil
 }
 
-// options builds the mount options. The lower directories are relative to the
-// trees, so that many of them fit.
+// options builds the mount options.
 func options(lower []string, p Plan) string {
 	dirs := make([]string, len(lower))
-	for i, name := range lower {
-		dirs[i] = Escape(name) + "/rootfs"
+	for i, dir := range lower {
+		dirs[i] = Escape(dir)
 	}
 	data := "lowerdir=" + strings.Join(dirs, ":")
 	if p.Upper != "" {

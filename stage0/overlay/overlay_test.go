@@ -247,7 +247,11 @@ func TestMount(t *testing.T) {
 	for i := range many {
 		many[i] = fmt.Sprintf("tree%08d", i)
 	}
-	for _, names := range [][]string{{}, {"a"}, {"c", "b", "a"}, {"a", "b", "a"}, many} {
+	most := make([]string, MaxStack)
+	for i := range most {
+		most[i] = fmt.Sprintf("tree%08d", i)
+	}
+	for _, names := range [][]string{{}, {"a"}, {"c", "b", "a"}, {"a", "b", "a"}, many, most} {
 		t.Run(fmt.Sprint(len(names)), func(t *testing.T) {
 			trees, p := plan(t, names...)
 			if err := Make(trees, p); err != nil {
@@ -269,6 +273,9 @@ func TestMount(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(p.Target, "new"), nil, 0o600); err != nil {
 				t.Error(err)
 			}
+			if left, err := os.ReadDir(filepath.Dir(p.Target)); err != nil || len(left) > 3 {
+				t.Errorf("left %v, %v; want trees, pod and merged", left, err)
+			}
 			if _, err := os.Lstat(filepath.Join(p.Upper, "new")); err != nil {
 				t.Error(err)
 			}
@@ -289,7 +296,7 @@ func TestMountReadOnly(t *testing.T) {
 }
 
 func TestMountRefuses(t *testing.T) {
-	tooMany := make([]string, 400)
+	tooMany := make([]string, MaxStack+1)
 	for i := range tooMany {
 		tooMany[i] = fmt.Sprintf("tree%08d", i)
 	}

@@ -121,6 +121,23 @@ func TestManyFiles(t *testing.T) {
 	compare(t, snapshot(t, j.To), snapshot(t, root))
 }
 
+// TestManyTrees copies as many trees as overlay stacks.
+func TestManyTrees(t *testing.T) {
+	dir := loop(t, "ext4")
+	names := make([]string, overlay.MaxStack)
+	for i := range names {
+		names[i] = fmt.Sprintf("t%03d", i)
+		root := filepath.Join(dir, "trees", names[i], "rootfs")
+		must(t, os.MkdirAll(filepath.Join(root, "in", names[i]), 0o755))
+		for _, name := range []string{"all", "in/" + names[i] + "/f", "in/" + fmt.Sprint(i%10)} {
+			write(t, filepath.Join(root, name), []byte(names[i]))
+		}
+	}
+	j := job(dir, names...)
+	must(t, j.Run(t.Context()))
+	compare(t, snapshot(t, j.To), snapshot(t, mount(t, dir, names)))
+}
+
 func TestErrors(t *testing.T) {
 	dir := loop(t, "ext4 -N 300")
 	must(t, os.MkdirAll(filepath.Join(dir, "trees", "one", "rootfs"), 0o755))
