@@ -65,6 +65,23 @@ func classed(err error) error {
 // maxMembers bounds how many files an archive of images may have.
 const maxMembers = 100_000
 
+const (
+	// maxArchive bounds what a compressed archive decompresses to, bytes, as
+	// tree.DefaultLimits bounds a layer.
+	maxArchive = 512 << 30
+	// maxRatio bounds how many times larger than itself an archive becomes, where that
+	// is more than freeArchive bytes. No gzip reaches it; a zstd file of zeros does.
+	maxRatio    = 1100
+	freeArchive = 1 << 30
+	// maxWindow bounds the memory of a zstd decoder, bytes, as for layers.
+	maxWindow = 8 << 20
+)
+
+// archiveLimit is how many bytes an archive of this size may decompress to.
+func archiveLimit(size int64) int64 {
+	return min(maxArchive, max(freeArchive, min(size, maxArchive/maxRatio)*maxRatio))
+}
+
 // maxLinks bounds how many links lead from a name to a file.
 const maxLinks = 8
 
@@ -149,7 +166,11 @@ func (a *archive) open(name string) (io.ReadCloser, int64, error) {
 func spool(ctx context.Context, f *os.File, tmp string) (_ *os.File, err error) {
 	var magic [4]byte
 	n, err := f.ReadAt(magic[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
+	var info fs.FileInfo
+	if err == nil || errors.Is(err, io.EOF) {
+		info, err = f.Stat()
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	open := unpacker(magic[:n])
@@ -163,7 +184,8 @@ func spool(ctx context.Context, f *os.File, tmp string) (_ *os.File, err error) 
 		return nil, fmt.Errorf("make a file without a name in %s, to decompress %s to: %w", tmp, f.Name(), err)
 	}
 	plain := os.NewFile(uintptr(fd), f.Name())
-	if err := decompressTo(ctx, plain, open, bufio.NewReaderSize(f, 1<<20)); err != nil {
+	limit := archiveLimit(info.Size())
+	if err := decompressTo(ctx, &limitWriter{plain, limit, limit}, open, bufio.NewReaderSize(f, 1<<20)); err != nil {
 		return nil, errors.Join(fmt.Errorf("decompress %s: %w", f.Name(), err), plain.Close())
 	}
 	return plain, nil
@@ -177,7 +199,7 @@ func unpacker(magic []byte) func(io.Reader) (io.ReadCloser, error) {
 		return func(r io.Reader) (io.ReadCloser, error) { return io.NopCloser(inflate.NewReader(r)), nil }
 	case string(magic) == "\x28\xb5\x2f\xfd":
 		return func(r io.Reader) (io.ReadCloser, error) {
-			d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1))
+			d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 			if err != nil {
 				return nil, err
 			}
@@ -194,6 +216,21 @@ func decompressTo(ctx context.Context, w io.Writer, open func(io.Reader) (io.Rea
 	}
 	defer d.Close() //nolint:errcheck // only read
 	return copyUntilDone(ctx, w, d)
+}
+
+// limitWriter refuses what goes beyond limit bytes.
+type limitWriter struct {
+	w           io.Writer
+	limit, left int64
+}
+
+// Write is part of io.Writer.
+func (l *limitWriter) Write(p []byte) (int, error) {
+	if int64(len(p)) > l.left {
+		return 0, fmt.Errorf("it becomes larger than %d bytes, the limit of an archive of its size; decompress it first: %w", l.limit, errdefs.ErrInvalid)
+	}
+	l.left -= int64(len(p))
+	return l.w.Write(p)
 }
 
 // copyUntilDone is io.Copy that ends with ctx.
