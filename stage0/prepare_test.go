@@ -77,7 +77,7 @@ func newPreparerIn(t *testing.T, dir string) (*Pipeline, *stageLog) {
 		t.Fatal(err)
 	}
 	log := &stageLog{}
-	site := overlay.Site{Dir: dir, Known: filepath.Join(dir, "overlay")}
+	site := overlay.Site{Dir: dir, Known: filepath.Join(t.TempDir(), "overlay")}
 	return &Pipeline{Images: images, Trees: trees, Pods: pods, Overlay: site, Observer: log}, log
 }
 
