@@ -38,9 +38,6 @@ type Config struct {
 	// CNIConfDir and CNIBinDirs are CNI's; empty are the usual places.
 	CNIConfDir string   `json:"cniConfDir,omitempty"`
 	CNIBinDirs []string `json:"cniBinDirs,omitempty"`
-	// CNICacheDir is where libcni remembers what it attached, in a directory named
-	// after Dir; empty is /var/lib/cni/gantry.
-	CNICacheDir string `json:"cniCacheDir,omitempty"`
 	// RegistryConfigDir is the certs.d with REGISTRY/hosts.toml.
 	RegistryConfigDir string `json:"registryConfigDir,omitempty"`
 	// RegistryAuthFile is a file in the form of docker's config.json. It has the
@@ -164,7 +161,7 @@ func (c Config) check() error {
 		optional  bool
 	}{
 		{"dir", c.Dir, false}, {"runDir", c.RunDir, false}, {"listen", c.socket(), false},
-		{"registryAuthFile", c.RegistryAuthFile, true}, {"cniCacheDir", c.CNICacheDir, true},
+		{"registryAuthFile", c.RegistryAuthFile, true},
 	}
 	for _, p := range paths {
 		if !filepath.IsAbs(p.path) && (p.path != "" || !p.optional) {

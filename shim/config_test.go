@@ -61,7 +61,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"no duration", "limits: {claim: soon}\n", []string{"soon", "config.yaml"}},
 		{"a negative duration", "limits: {claim: -1s}\n", []string{"negative"}},
 		{"a relative directory", "dir: data\n", []string{`dir: "data"`}},
-		{"a relative directory that may be missing", "cniCacheDir: cache\n", []string{`cniCacheDir: "cache"`}},
+		{"a relative file that may be missing", "registryAuthFile: auth\n", []string{`registryAuthFile: "auth"`}},
 		{"no unix socket", "listen: tcp://127.0.0.1:1\n", []string{"tcp://127.0.0.1:1"}},
 		{"an unknown driver", "cgroupDriver: docker\n", []string{"cgroupDriver", "docker"}},
 	}

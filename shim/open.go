@@ -54,7 +54,8 @@ func Registry(cfg Config) *fetch.Registry {
 	return fetch.NewRegistry(c)
 }
 
-// Network says where CNI's files are.
+// Network says where CNI's files are. What libcni remembers lies beside the pods and not
+// in their directories: it must be there when a pod's directory is not.
 func (c Config) Network() network.Config {
-	return network.Config{ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: network.CacheDir(c.CNICacheDir, c.Dir)}
+	return network.Config{ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: filepath.Join(c.Dir, "cni")}
 }

@@ -31,7 +31,6 @@ func (o *options) register(flags *pflag.FlagSet) {
 	o.path(flags, "registry-config-dir", "`DIR` with REGISTRY/hosts.toml (default /etc/gantry/certs.d)", func(c *shim.Config, s string) { c.RegistryConfigDir = s })
 	o.path(flags, "registry-auth", "`FILE` with credentials, as docker's config.json (default that of docker; none under serve)", func(c *shim.Config, s string) { c.RegistryAuthFile = s })
 	o.path(flags, "cni-conf-dir", "`DIR` with network configurations (default /etc/cni/net.d)", func(c *shim.Config, s string) { c.CNIConfDir = s })
-	o.path(flags, "cni-cache-dir", "`DIR` of the results of CNI plugins (default /var/lib/cni/gantry)", func(c *shim.Config, s string) { c.CNICacheDir = s })
 	flags.Func("cni-bin-dir", "`DIR` with CNI plugins; may be repeated (default /opt/cni/bin, /usr/lib/cni)", func(s string) error {
 		abs, err := filepath.Abs(s)
 		if err != nil {

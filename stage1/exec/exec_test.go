@@ -332,8 +332,9 @@ func TestExecTerminal(t *testing.T) {
 	if _, err := Stream(t.Context(), s, IO{Stdout: &out}); err == nil || !strings.Contains(err.Error(), "/no/such/command") {
 		t.Fatal(err)
 	}
-	// The end of the input ends a reader.
-	s = spec(b, "/bin/cat")
+	// The end of the input ends a reader. The command lives on for a moment, since crun
+	// passes on nothing of what its terminal still holds when the command has ended.
+	s = spec(b, "/bin/sh", "-c", "cat; sleep 0.5")
 	s.Process.Terminal = true
 	var echo buffer
 	if code, err := Stream(t.Context(), s, IO{Stdin: strings.NewReader("hello\n"), Stdout: &echo}); code != 0 || err != nil || !strings.Contains(echo.String(), "hello\r\nhello\r\n") {

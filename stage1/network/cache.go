@@ -1,10 +1,7 @@
 package network
 
 import (
-	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,18 +17,6 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage1/namespace"
 )
-
-// DefaultCacheDir holds the cache directories. It is none that other runtimes use: one
-// that asks libcni to collect garbage has it give back all that it finds there.
-const DefaultCacheDir = "/var/lib/cni/gantry"
-
-// CacheDir is the cache directory of one data directory's pods, below base (empty:
-// DefaultCacheDir). It lies outside of the data directory, so that what the plugins
-// gave is still known when pods were deleted by hand or a backup was put in their place.
-func CacheDir(base, dataDir string) string {
-	sum := sha256.Sum256([]byte(filepath.Clean(dataDir)))
-	return filepath.Join(cmp.Or(base, DefaultCacheDir), hex.EncodeToString(sum[:6]))
-}
 
 // Cached lists the container IDs for which ADD was called and no DEL has succeeded
 // since, in lexical order.

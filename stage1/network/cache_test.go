@@ -14,13 +14,6 @@ import (
 	"github.com/gantry-cri/gantry/stage1/namespace"
 )
 
-func TestCacheDir(t *testing.T) {
-	a, b := CacheDir("", "/var/lib/gantry"), CacheDir("", "/var/lib/gantry2")
-	if a == b || a != CacheDir("", "/var/lib/gantry/") || filepath.Dir(a) != DefaultCacheDir || CacheDir("/base", "/var/lib/gantry") != "/base/"+filepath.Base(a) {
-		t.Errorf("%s, %s", a, b)
-	}
-}
-
 // TestRemembered has what the cache tells of a real ADD give everything back.
 func TestRemembered(t *testing.T) {
 	n := newNode(t)

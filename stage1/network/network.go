@@ -43,7 +43,7 @@ type Config struct {
 	ConfDir string
 	// BinDirs are searched for plugins in this order; empty: DefaultBinDirs.
 	BinDirs []string
-	// CacheDir holds what libcni remembers for DEL, a directory a pod; see [CacheDir].
+	// CacheDir holds what libcni remembers for DEL, a directory a pod.
 	// It should survive a boot as the attachments do. Without it no pod can be attached.
 	CacheDir string
 	// Adds bounds how many ADDs run at once; 0: the number of cores. More

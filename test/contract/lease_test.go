@@ -95,7 +95,7 @@ func (n *node) loseDir(t *testing.T, id string) {
 // cache is what libcni remembers of a pod's attachment.
 func (n *node) cache(t *testing.T, id string) []string {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(n.Base, "cni", "*", id, "results", "*"))
+	files, err := filepath.Glob(filepath.Join(n.Dir, "cni", id, "results", "*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,8 +117,8 @@ func (n *node) foreignCache(t *testing.T, id string) []string {
 	}
 	other := strings.Repeat("f", 64)
 	copies := map[string]string{
-		filepath.Join(filepath.Dir(own), "000000000000", other, "results", "x"): strings.ReplaceAll(string(raw), id, other),
-		filepath.Join(own, other, "results", "x"):                               strings.NewReplacer(n.RunDir, n.RunDir+"2", id, other).Replace(string(raw)),
+		filepath.Join(n.Base, "another", "cni", other, "results", "x"): strings.ReplaceAll(string(raw), id, other),
+		filepath.Join(own, other, "results", "x"):                      strings.NewReplacer(n.RunDir, n.RunDir+"2", id, other).Replace(string(raw)),
 	}
 	var planted []string
 	for file, text := range copies {

@@ -184,7 +184,7 @@ func (g *Gantry) Raw(tb testing.TB) Raw {
 // flags are those that the daemon and all other subcommands have in common.
 func (g *Gantry) flags() []string {
 	return []string{
-		"--dir", g.Dir, "--run-dir", g.RunDir, "--cni-conf-dir", g.confDir(), "--cni-bin-dir", CNIBinDir, "--cni-cache-dir", filepath.Join(g.Base, "cni"),
+		"--dir", g.Dir, "--run-dir", g.RunDir, "--cni-conf-dir", g.confDir(), "--cni-bin-dir", CNIBinDir,
 		"--registry-config-dir", g.RegistryDir, "--cgroup-driver", g.options.CgroupDriver,
 	}
 }
