@@ -18,10 +18,16 @@ import (
 // socketMode lets root and the socket's group in.
 const socketMode = 0o660
 
-// lockDir makes sure that one daemon at a time works on a data directory. The
-// lock goes with the file, or with the process.
-func lockDir(dir string) (*os.File, error) {
-	f, err := durable.TryLockFile(filepath.Join(dir, "daemon.lock"))
+// lockTime is how long a daemon waits for another's lock: a child that one forked, and
+// that has not executed yet when the daemon is killed, has a copy of it.
+const lockTime = time.Second
+
+// lockDir makes sure that one daemon at a time works on a data directory: ErrBusy says
+// that another does. The lock goes with the file, or with the process.
+func lockDir(ctx context.Context, dir string) (*os.File, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, lockTime, errdefs.ErrBusy)
+	defer cancel()
+	f, err := durable.LockFile(ctx, filepath.Join(dir, "daemon.lock"))
 	if errors.Is(err, errdefs.ErrBusy) {
 		err = fmt.Errorf("another daemon works on it: %w", err)
 	}

@@ -55,7 +55,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return fmt.Errorf("make directories: %w", err)
 		}
 	}
-	lock, err := lockDir(cfg.Dir)
+	lock, err := lockDir(ctx, cfg.Dir)
 	if err != nil {
 		return err
 	}
