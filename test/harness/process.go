@@ -2,7 +2,9 @@ package harness
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -146,13 +148,21 @@ func (p *Process) WaitFor(tb testing.TB, timeout time.Duration, check func() err
 	})
 }
 
-// FreeAddr is a host:port on loopback that nobody listens on.
+// FreeAddr is a host:port on loopback that nobody listens on. It is none of those that
+// the kernel gives to clients (net.ipv4.ip_local_port_range, from 32768): one of them
+// could have it before who asks for it here, or while a daemon restarts.
 func FreeAddr(tb testing.TB) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatalf("find a free port: %v", err)
+	for {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))
+		l, err := net.Listen("tcp", addr)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			tb.Fatalf("find a free port: %v", err)
+		}
+		l.Close()
+		return addr
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
