@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -20,6 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/disktest"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -146,7 +146,7 @@ func TestPrepare(t *testing.T) {
 
 // TestPrepareCopies holds when root filesystems are copied, and what is told of it.
 func TestPrepareCopies(t *testing.T) {
-	untyped := loop(t, "-O", "^filetype")
+	untyped := disktest.New(t, "ext4 -O ^filetype").Dir
 	for _, tc := range []struct {
 		name   string
 		dir    string // of the data; empty: where overlay works
@@ -189,30 +189,6 @@ func TestPrepareCopies(t *testing.T) {
 			}
 		})
 	}
-}
-
-// loop mounts a new ext4 and returns where.
-func loop(t *testing.T, options ...string) string {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
-	for _, argv := range [][]string{
-		{"truncate", "-s", "64M", image},
-		append(append([]string{"mkfs.ext4"}, options...), image),
-		{"mount", "-o", "loop", image, dir},
-	} {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", argv, err, out)
-		}
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
-	return dir
 }
 
 func TestPrepareThatFailsLeavesNothing(t *testing.T) {

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/gantry-cri/gantry/stage0/disktest"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -24,20 +23,6 @@ import (
 	"github.com/gantry-cri/gantry/stage0/tree"
 	"github.com/gantry-cri/gantry/stage0/usage"
 )
-
-// du is what the program says that a directory takes, in bytes.
-func du(t *testing.T, path string) int64 {
-	t.Helper()
-	out, err := exec.Command("du", "-s", "--block-size=1", path).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := strconv.ParseInt(strings.Fields(string(out))[0], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
 
 // filled commits a layer with a file of some bytes.
 func filled(t *testing.T, p *Pipeline, name string, size int) store.Layer {
@@ -127,7 +112,7 @@ func TestCollectImages(t *testing.T) {
 		used.Images.Reclaimable != BytesOf(anyImages) || used.Trees.Reclaimable != BytesOf(anyTrees) {
 		t.Errorf("reclaimable: %+v, %v; without a grace period images %v and trees %v go", used, err, anyImages, anyTrees)
 	}
-	was := du(t, dir)
+	was := disktest.DU(t, "--block-size=1", dir)
 	self, err := usage.Single(dir)
 	if got := used.Total().Bytes + self.Bytes; err != nil || got != was {
 		t.Errorf("du says that the data directory takes %d bytes, DiskUsage %d, %v", was, got, err)
@@ -140,7 +125,7 @@ func TestCollectImages(t *testing.T) {
 	if err != nil || !slices.Equal(gotImages, images) || !slices.Equal(gotTrees, trees) {
 		t.Fatalf("collected images %v and trees %v, %v; announced were %v and %v", gotImages, gotTrees, err, images, trees)
 	}
-	if freed, said := was-du(t, dir), BytesOf(gotImages)+BytesOf(gotTrees); freed != said || said < 3_050_000 {
+	if freed, said := was-disktest.DU(t, "--block-size=1", dir), BytesOf(gotImages)+BytesOf(gotTrees); freed != said || said < 3_050_000 {
 		t.Errorf("du says that %d bytes are free, the collection %d", freed, said)
 	}
 	left, err := p.Images.List()
@@ -188,7 +173,7 @@ func TestPodGarbage(t *testing.T) {
 		t.Fatal(err)
 	}
 	garbage, err := p.PodGarbage(t.Context())
-	if err != nil || len(garbage) != 1 || garbage[0].Name != string(u) || garbage[0].Bytes != du(t, p.Pods.Path(u)) || garbage[0].Bytes < 1_000_000 {
-		t.Errorf("garbage: %+v, %v; du says %d", garbage, err, du(t, p.Pods.Path(u)))
+	if err != nil || len(garbage) != 1 || garbage[0].Name != string(u) || garbage[0].Bytes != disktest.DU(t, "--block-size=1", p.Pods.Path(u)) || garbage[0].Bytes < 1_000_000 {
+		t.Errorf("garbage: %+v, %v; du says %d", garbage, err, disktest.DU(t, "--block-size=1", p.Pods.Path(u)))
 	}
 }

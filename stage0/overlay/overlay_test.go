@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/disktest"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
@@ -152,7 +151,7 @@ func TestDetectOnFilesystems(t *testing.T) {
 		{"btrfs", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := newSite(t, loop(t, tt.name)).Detect(t.Context())
+			got, err := newSite(t, disktest.New(t, tt.name).Dir).Detect(t.Context())
 			if err != nil || got.Reason != tt.reason || got.OK != (tt.reason == "") {
 				t.Errorf("Detect = %+v, %v; want %q", got, err, tt.reason)
 			}
@@ -171,39 +170,6 @@ func TestDetectOnOverlay(t *testing.T) {
 	if want := "trial mount: mount: invalid argument"; err != nil || got.Reason != want {
 		t.Errorf("Detect = %+v, %v; want %q", got, err, want)
 	}
-}
-
-// loop mounts a new file system, which mkfs makes of what its name and the
-// options behind say, and returns where.
-func loop(t *testing.T, mkfs string) string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	words := strings.Fields(mkfs)
-	list, err := os.ReadFile("/proc/filesystems")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(list, []byte("\t"+words[0]+"\n")) {
-		t.Skip("the kernel has no " + words[0])
-	}
-	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
-	for _, argv := range [][]string{
-		{"truncate", "-s", "400M", image},
-		append([]string{"mkfs." + words[0]}, append(words[1:], image)...),
-		{"mount", "-o", "loop", image, dir},
-	} {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", argv, err, out)
-		}
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
-	return dir
 }
 
 // plan lays trees with one file each below a directory with an awkward name.

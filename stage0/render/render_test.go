@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/disktest"
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/overlay"
@@ -43,7 +43,7 @@ var filesystems = []struct {
 func TestCopyIsWhatOverlayShows(t *testing.T) {
 	for _, f := range filesystems {
 		t.Run(f.mkfs, func(t *testing.T) {
-			dir := loop(t, f.mkfs)
+			dir := disktest.New(t, f.mkfs).Dir
 			trees := []string{"top", "middle", "base"}
 			makeTrees(t, filepath.Join(dir, "trees"))
 			before := free(t, dir)
@@ -71,7 +71,7 @@ func TestCopyIsWhatOverlayShows(t *testing.T) {
 
 // TestCopyToAnotherFilesystem holds that trees may lie elsewhere.
 func TestCopyToAnotherFilesystem(t *testing.T) {
-	from, to := loop(t, "xfs"), loop(t, "btrfs")
+	from, to := disktest.New(t, "xfs").Dir, disktest.New(t, "btrfs").Dir
 	makeTrees(t, filepath.Join(from, "trees"))
 	j := job(from, "top", "middle", "base")
 	j.To = filepath.Join(to, "copy")
@@ -83,7 +83,7 @@ func TestCopyToAnotherFilesystem(t *testing.T) {
 
 // TestUmaskAndSetgidParent holds that the copy takes nothing from where it is made.
 func TestUmaskAndSetgidParent(t *testing.T) {
-	dir := loop(t, "ext4")
+	dir := disktest.New(t, "ext4").Dir
 	makeTrees(t, filepath.Join(dir, "trees"))
 	trees := []string{"top", "middle", "base"}
 	want := snapshot(t, mount(t, dir, trees))
@@ -99,7 +99,7 @@ func TestUmaskAndSetgidParent(t *testing.T) {
 
 // TestManyFiles copies directories that are cut into parts, with links among them.
 func TestManyFiles(t *testing.T) {
-	dir := loop(t, "ext4")
+	dir := disktest.New(t, "ext4").Dir
 	root := filepath.Join(dir, "trees", "one", "rootfs")
 	r := rand.New(rand.NewPCG(1, 1))
 	var paths []string
@@ -123,7 +123,7 @@ func TestManyFiles(t *testing.T) {
 
 // TestManyTrees copies as many trees as overlay stacks.
 func TestManyTrees(t *testing.T) {
-	dir := loop(t, "ext4")
+	dir := disktest.New(t, "ext4").Dir
 	names := make([]string, overlay.MaxStack)
 	for i := range names {
 		names[i] = fmt.Sprintf("t%03d", i)
@@ -139,7 +139,7 @@ func TestManyTrees(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
-	dir := loop(t, "ext4 -N 300")
+	dir := disktest.New(t, "ext4 -N 300").Dir
 	must(t, os.MkdirAll(filepath.Join(dir, "trees", "one", "rootfs"), 0o755))
 	for i := range 200 {
 		must(t, os.WriteFile(filepath.Join(dir, "trees", "one", "rootfs", fmt.Sprint(i)), nil, 0o600))
@@ -279,33 +279,6 @@ func mount(t *testing.T, dir string, trees []string) string {
 	must(t, overlay.Mount(filepath.Join(dir, "trees"), p))
 	t.Cleanup(func() { must(t, overlay.Unmount(p.Target)) })
 	return p.Target
-}
-
-// loop mounts a new file system, which mkfs makes of what its name and the
-// options behind say, and returns where.
-func loop(t *testing.T, mkfs string) string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	words := strings.Fields(mkfs)
-	list, err := os.ReadFile("/proc/filesystems")
-	must(t, err)
-	if !bytes.Contains(list, []byte("\t"+words[0]+"\n")) {
-		t.Skip("the kernel has no " + words[0])
-	}
-	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
-	for _, argv := range [][]string{
-		{"truncate", "-s", "400M", image},
-		append([]string{"mkfs." + words[0]}, append(words[1:], image)...),
-		{"mount", "-o", "loop", image, dir},
-	} {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", argv, err, out)
-		}
-	}
-	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
-	return dir
 }
 
 // free is the number of free bytes, when all is written.

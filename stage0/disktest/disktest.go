@@ -1,0 +1,84 @@
+// Package disktest gives a test a file system of its own, and says what du says of one.
+package disktest
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// size is that of the file; it is sparse.
+const size = "400M"
+
+// Disk is a file system in a file. It is mounted until the test ends.
+type Disk struct{ Dir, image string }
+
+// New makes a file system with mkfs.NAME, where mkfs is the name and the options behind
+// it, and mounts it. Without root, or where the kernel does not have it, the test skips.
+func New(t testing.TB, mkfs string) *Disk {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	words := strings.Fields(mkfs)
+	list, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(list, []byte("\t"+words[0]+"\n")) {
+		t.Skip("the kernel has no " + words[0])
+	}
+	d := &Disk{image: filepath.Join(t.TempDir(), "image"), Dir: t.TempDir()}
+	run(t, "truncate", "-s", size, d.image)
+	run(t, "mkfs."+words[0], append(words[1:], d.image)...)
+	d.mount(t)
+	t.Cleanup(func() { d.unmount(t) })
+	return d
+}
+
+// Remount has the file system forget what is in memory only.
+func (d *Disk) Remount(t testing.TB) {
+	t.Helper()
+	d.unmount(t)
+	d.mount(t)
+}
+
+func (d *Disk) mount(t testing.TB) {
+	t.Helper()
+	run(t, "mount", "-o", "loop", d.image, d.Dir)
+}
+
+// unmount leaves no mount behind, also where the test has left it in use, which is an
+// error.
+func (d *Disk) unmount(t testing.TB) {
+	t.Helper()
+	if err := unix.Unmount(d.Dir, 0); err != nil {
+		t.Errorf("unmount %s: %v, then %v", d.Dir, err, unix.Unmount(d.Dir, unix.MNT_DETACH))
+	}
+}
+
+// DU is what du says that lies at path, in the unit of the flag: --block-size=1 or
+// --inodes.
+func DU(t testing.TB, flag, path string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(strings.Fields(run(t, "du", "-s", flag, path))[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
