@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"mime"
@@ -57,6 +58,9 @@ var errSchema1 = fmt.Errorf("docker schema 1 manifests are not supported, push t
 // overlayfs stacks at most 500 layers.
 const maxDescriptors = 1000
 
+// maxHistory bounds what a configuration tells of how it was built.
+const maxHistory = 10_000
+
 // document is an index or a manifest: exactly one of the two is set.
 type document struct {
 	index    *ocispec.Index
@@ -105,20 +109,34 @@ func decodeDocument(data []byte, served string) (document, error) {
 }
 
 func decodeIndex(data []byte) (document, error) {
-	var x ocispec.Index
+	var x struct {
+		ocispec.Index
+		Manifests json.RawMessage `json:"manifests"` // in place of the index's own
+	}
 	if err := json.Unmarshal(data, &x); err != nil {
 		return document{}, fmt.Errorf("index: %w: %w", err, errdefs.ErrInvalid)
 	}
-	if err := checkDescriptors(x.Manifests); err != nil {
+	err := decodeList(x.Manifests, &x.Index.Manifests, maxDescriptors)
+	if err == nil {
+		err = checkDescriptors(x.Index.Manifests)
+	}
+	if err != nil {
 		return document{}, fmt.Errorf("index: %w", err)
 	}
-	return document{index: &x}, nil
+	return document{index: &x.Index}, nil
 }
 
 func decodeManifest(data []byte) (document, error) {
-	var m ocispec.Manifest
-	if err := json.Unmarshal(data, &m); err != nil {
+	var raw struct {
+		ocispec.Manifest
+		Layers json.RawMessage `json:"layers"` // in place of the manifest's own
+	}
+	if err := json.Unmarshal(data, &raw); err != nil {
 		return document{}, fmt.Errorf("manifest: %w: %w", err, errdefs.ErrInvalid)
+	}
+	m := raw.Manifest
+	if err := decodeList(raw.Layers, &m.Layers, maxDescriptors); err != nil {
+		return document{}, fmt.Errorf("manifest: %w", err)
 	}
 	if m.ArtifactType != "" || !configTypes[m.Config.MediaType] {
 		what := m.ArtifactType
@@ -141,12 +159,33 @@ func decodeManifest(data []byte) (document, error) {
 	return document{manifest: &m}, nil
 }
 
+// decodeList decodes a list that has at most limit elements, and looks at their
+// number first: eight mebibytes of "{}," would become half a gibibyte of descriptors.
+func decodeList[T any](list json.RawMessage, into *[]T, limit int) error {
+	if len(list) == 0 {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(list))
+	if first, err := d.Token(); err == nil && first == json.Delim('[') {
+		var element json.RawMessage
+		for n := 0; d.More(); n++ {
+			if n == limit {
+				return fmt.Errorf("it lists more than %d things: %w", limit, errdefs.ErrInvalid)
+			}
+			if err := d.Decode(&element); err != nil {
+				return fmt.Errorf("%w: %w", err, errdefs.ErrInvalid)
+			}
+		}
+	}
+	if err := json.Unmarshal(list, into); err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalid)
+	}
+	return nil
+}
+
 // checkDescriptors holds what others say about bytes to its form, so that it can
 // be used in paths and as a limit.
 func checkDescriptors(ds []ocispec.Descriptor) error {
-	if len(ds) > maxDescriptors {
-		return fmt.Errorf("it lists %d objects, at most %d are allowed: %w", len(ds), maxDescriptors, errdefs.ErrInvalid)
-	}
 	for _, d := range ds {
 		if err := d.Digest.Validate(); err != nil {
 			return fmt.Errorf("digest %q: %w: %w", d.Digest, err, errdefs.ErrInvalid)
@@ -161,9 +200,16 @@ func checkDescriptors(ds []ocispec.Descriptor) error {
 // decodeConfig reads an image's configuration, whose bytes were verified, and
 // holds it against its manifest.
 func decodeConfig(data []byte, layers int) (ocispec.Image, error) {
-	var c ocispec.Image
-	if err := json.Unmarshal(data, &c); err != nil {
+	var raw struct {
+		ocispec.Image
+		History json.RawMessage `json:"history"` // in place of the image's own
+	}
+	if err := json.Unmarshal(data, &raw); err != nil {
 		return ocispec.Image{}, fmt.Errorf("config: %w: %w", err, errdefs.ErrInvalid)
+	}
+	c := raw.Image
+	if err := decodeList(raw.History, &c.History, maxHistory); err != nil {
+		return ocispec.Image{}, fmt.Errorf("config: %w", err)
 	}
 	if c.RootFS.Type != "layers" && (c.RootFS.Type != "" || layers > 0) {
 		return ocispec.Image{}, fmt.Errorf("config: root filesystem of type %q: %w", c.RootFS.Type, errdefs.ErrUnsupported)

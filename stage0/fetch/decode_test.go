@@ -44,6 +44,8 @@ func TestDecodeDocument(t *testing.T) {
 		{name: "digest that is a path", data: fmt.Sprintf(layerFmt, layerKind, "sha256:../../etc", 5), err: errdefs.ErrInvalid},
 		{name: "negative size", data: fmt.Sprintf(layerFmt, layerKind, zeros, -1), err: errdefs.ErrInvalid},
 		{name: "too many entries", data: `{"schemaVersion":2,"manifests":[` + strings.Repeat(`{},`, maxDescriptors) + `{}]}`, err: errdefs.ErrInvalid},
+		{name: "too many layers", data: `{"schemaVersion":2,` + configRef + `,"layers":[` + strings.Repeat(`{},`, maxDescriptors) + `{}]}`, err: errdefs.ErrInvalid},
+		{name: "too many entries before few", data: `{"schemaVersion":2,"manifests":[` + strings.Repeat(`{},`, maxDescriptors) + `{}],"manifests":[]}`, index: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			doc, err := decodeDocument([]byte(tc.data), tc.served)
@@ -71,6 +73,7 @@ func TestDecodeConfig(t *testing.T) {
 		{"another kind of root filesystem", strings.Replace(one, "layers", "magic", 1), 1, errdefs.ErrUnsupported},
 		{"diff ID that is none", strings.Replace(one, zeros, "sha256:x", 1), 1, errdefs.ErrInvalid},
 		{"not JSON", `x`, 0, errdefs.ErrInvalid},
+		{"too long a history", `{"history":[` + strings.Repeat(`{},`, maxHistory) + `{}]}`, 0, errdefs.ErrInvalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if _, err := decodeConfig([]byte(tc.data), tc.layers); !errors.Is(err, tc.err) {

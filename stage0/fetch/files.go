@@ -62,8 +62,14 @@ func classed(err error) error {
 	return err
 }
 
-// maxMembers bounds how many files an archive of images may have.
-const maxMembers = 100_000
+const (
+	// maxMembers bounds how many files an archive of images may have.
+	maxMembers = 100_000
+	// maxName bounds the bytes of one name or link target in it, and maxNames those of
+	// all together: PAX has names of a mebibyte, and the index is kept in memory.
+	maxName  = 4095
+	maxNames = 16 << 20
+)
 
 const (
 	// maxArchive bounds what a compressed archive decompresses to, bytes, as
@@ -118,6 +124,7 @@ func (a *archive) index(ctx context.Context) error {
 		return err
 	}
 	r := tar.NewReader(a.File) // skips content by seeking
+	names := 0
 	for range maxMembers {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -128,6 +135,12 @@ func (a *archive) index(ctx context.Context) error {
 		}
 		if err != nil {
 			return err
+		}
+		if len(h.Name) > maxName || len(h.Linkname) > maxName {
+			return fmt.Errorf("%q: a name of more than %d bytes", h.Name[:min(len(h.Name), 100)], maxName)
+		}
+		if names += len(h.Name) + len(h.Linkname); names > maxNames {
+			return fmt.Errorf("names of more than %d bytes", maxNames)
 		}
 		at := path.Clean("/" + h.Name)[1:]
 		switch h.Typeflag {

@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -212,6 +213,28 @@ func archiveOf(t *testing.T, parts ...any) []byte {
 	return buf.Bytes()
 }
 
+// longNames has more bytes of names than an index may take.
+func longNames(t *testing.T) []byte {
+	t.Helper()
+	var parts []any
+	for i := range 4200 {
+		parts = append(parts, tar.Header{Name: fmt.Sprintf("%s%d", strings.Repeat("n", 4000), i), Typeflag: tar.TypeDir}, nil)
+	}
+	return archiveOf(t, parts...)
+}
+
+// TestManyFiles refuses an archive of more files than an index may have.
+func TestManyFiles(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "many.tar")
+	header := archiveOf(t, tar.Header{Name: "a", Typeflag: tar.TypeDir}, nil)[:512]
+	if err := os.WriteFile(file, bytes.Repeat(header, 100_001), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openLocal(t, "docker-archive:"+file); !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), "more than 100000 files") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestLocalRefused(t *testing.T) {
 	dir, _, _ := writeLayout(t)
 	outside := filepath.Join(t.TempDir(), "outside")
@@ -232,6 +255,10 @@ func TestLocalRefused(t *testing.T) {
 		{"no tar", "docker-archive:" + writeFile(t, "x", bytes.Repeat([]byte("x"), 2000)), errdefs.ErrInvalid, "read tar"},
 		{"links in a circle", "docker-archive:" + writeFile(t, "x", loop), errdefs.ErrInvalid, "links"},
 		{"cut gzip", "docker-archive:" + writeFile(t, "x", zip(t, loop)[:60]), io.ErrUnexpectedEOF, "decompress"},
+		{"a long name", "docker-archive:" + writeFile(t, "x", archiveOf(t, tar.Header{Name: strings.Repeat("n/", 2048), Typeflag: tar.TypeDir}, nil)), errdefs.ErrInvalid, "more than 4095 bytes"},
+		{"a long target", "docker-archive:" + writeFile(t, "x", archiveOf(t, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("n/", 2048)}, nil)), errdefs.ErrInvalid, "more than 4095 bytes"},
+		{"long names", "docker-archive:" + writeFile(t, "x", longNames(t)), errdefs.ErrInvalid, "names of more than 16777216 bytes"},
+		{"many images", "docker-archive:" + writeFile(t, "x", archiveOf(t, tar.Header{Name: "manifest.json", Typeflag: tar.TypeReg}, []byte("["+strings.Repeat("{},", 1000)+"{}]"))), errdefs.ErrInvalid, "more than 1000"},
 		{"not saved by docker", "docker-archive:" + writeFile(t, "x", pack(t, dir)), errdefs.ErrNotFound, "docker save"},
 	} {
 		_, err := openLocal(t, c.at)

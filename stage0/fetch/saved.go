@@ -29,9 +29,13 @@ type saved struct {
 // findSaved chooses an image of what docker save wrote, and makes the manifest
 // that docker would have pushed: an archive has none.
 func (l *Local) findSaved(ctx context.Context) error {
-	var list []saved
-	if err := l.readJSON(savedList, &list); err != nil {
+	var raw json.RawMessage
+	if err := l.readJSON(savedList, &raw); err != nil {
 		return fmt.Errorf("not written by docker save: %w", err)
+	}
+	var list []saved
+	if err := decodeList(raw, &list, maxDescriptors); err != nil {
+		return fmt.Errorf("%s: %w", savedList, err)
 	}
 	var names []string
 	var found []saved

@@ -94,11 +94,11 @@ func readBlob(out *ring, l Layer, blob io.Reader) error {
 	return nil
 }
 
-// decompress fills the ring with at most limit bytes of tar. After the end of
-// the compressed stream, or where it is damaged, it lets the rest of the blob
-// pass by, for the blob's digest.
-func decompress(out *ring, open func(io.Reader) (decoder, error), in *ringReader, limit int64) error {
-	err := decompressTo(out, open, in, limit)
+// decompress fills the ring with the tar, which may be as long as l says. After
+// the end of the compressed stream, or where it is damaged, it lets the rest of
+// the blob pass by, for the blob's digest.
+func decompress(out *ring, open func(io.Reader) (decoder, error), in *ringReader, l lengthLimit) error {
+	err := decompressTo(out, open, in, l)
 	out.close()
 	if errors.Is(err, errLimit) {
 		return err
@@ -106,14 +106,10 @@ func decompress(out *ring, open func(io.Reader) (decoder, error), in *ringReader
 	return errors.Join(err, in.drain())
 }
 
-var (
-	// errLimit marks an error of a limit that was passed.
-	errLimit = fmt.Errorf("%w: limit passed", errdefs.ErrInvalid)
-	// errArchive marks an error of the tar's own format.
-	errArchive = fmt.Errorf("%w archive", errdefs.ErrInvalid)
-)
+// errArchive marks an error of the tar's own format.
+var errArchive = fmt.Errorf("%w archive", errdefs.ErrInvalid)
 
-func decompressTo(out *ring, open func(io.Reader) (decoder, error), in io.Reader, limit int64) error {
+func decompressTo(out *ring, open func(io.Reader) (decoder, error), in io.Reader, l lengthLimit) error {
 	d, err := open(in)
 	if err != nil {
 		return fmt.Errorf("decompress: %w: %w", errdefs.ErrInvalid, err)
@@ -125,8 +121,8 @@ func decompressTo(out *ring, open func(io.Reader) (decoder, error), in io.Reader
 			return err
 		}
 		n, err := d.fill(c.buf)
-		if total += int64(n); total > limit {
-			return fmt.Errorf("the layer is larger than %d bytes uncompressed: %w", limit, errLimit)
+		if total += int64(n); total > l.bytes {
+			return l.err
 		}
 		if n > 0 {
 			out.send(c, n)

@@ -229,13 +229,13 @@ func (t *dirs) mkdir(d *dir, name string) (*dir, error) {
 // check holds the limits of paths.
 func (t *dirs) check(d *dir, name string) error {
 	if d.depth+1 > t.limits.Depth {
-		return fmt.Errorf("deeper than %d directories: %w", t.limits.Depth, errLimit)
+		return fmt.Errorf("deeper than %d directories: %w", t.limits.Depth, passed("depth"))
 	}
 	if d.length+1+len(name) > t.limits.PathLength {
-		return fmt.Errorf("path longer than %d bytes: %w", t.limits.PathLength, errLimit)
+		return fmt.Errorf("path longer than %d bytes: %w", t.limits.PathLength, passed("pathLength"))
 	}
-	if len(name) > unix.NAME_MAX {
-		return fmt.Errorf("name longer than %d bytes: %w", unix.NAME_MAX, errLimit)
+	if len(name) > t.limits.NameLength {
+		return fmt.Errorf("name longer than %d bytes: %w", t.limits.NameLength, passed("nameLength"))
 	}
 	return nil
 }

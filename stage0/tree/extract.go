@@ -44,9 +44,10 @@ func (s *Store) extract(ctx context.Context, l Layer, blob io.Reader) (*Pending,
 		return nil, err
 	}
 	p := &Pending{name: Name(l.DiffID), path: path, lock: lock}
-	w, err := newWriter(path, s.Limits)
+	limits := s.Limits.withDefaults()
+	w, err := newWriter(path, limits)
 	if err == nil {
-		err = s.stream(ctx, l, flow{blob: blob, open: open, writer: w})
+		err = stream(ctx, l, flow{blob: blob, open: open, writer: w, length: limits.length(l.Size)})
 		p.meta = w.meta()
 		err = errors.Join(err, w.close())
 	}
@@ -80,6 +81,7 @@ type flow struct {
 	blob   io.Reader
 	open   func(io.Reader) (decoder, error)
 	writer *writer
+	length lengthLimit
 }
 
 // stream runs the pipeline of one layer: this goroutine parses and writes,
@@ -89,7 +91,7 @@ type flow struct {
 // run on to the end, so that a damaged download is reported as such and not as
 // what it did to a later stage. A limit, an entry that is refused, the disk and
 // the end of ctx stop all at once.
-func (s *Store) stream(parent context.Context, l Layer, f flow) error {
+func stream(parent context.Context, l Layer, f flow) error {
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 
@@ -97,7 +99,7 @@ func (s *Store) stream(parent context.Context, l Layer, f flow) error {
 	var read, unpack, hash result
 	read.start(func() error { return readBlob(packed, l, f.blob) })
 	unpack.start(func() error {
-		err := decompress(plain, f.open, packed.reader(0), s.Limits.Bytes)
+		err := decompress(plain, f.open, packed.reader(0), f.length)
 		if errors.Is(err, errLimit) {
 			cancel(err)
 		}

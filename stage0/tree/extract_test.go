@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -201,17 +202,17 @@ func TestExtractRefuses(t *testing.T) {
 		{"whiteout of the parent", []item{file("a/.wh...", "")}, errdefs.ErrInvalid, "whiteout"},
 		{"root as a file", []item{file(".", "")}, errdefs.ErrInvalid, "root"},
 		{"owner", []item{file("a", "", owned(math.MaxUint32, 0))}, errdefs.ErrInvalid, "owner"},
-		{"name", []item{file(strings.Repeat("n", 256), "")}, errdefs.ErrInvalid, "name longer than 255"},
-		{"path", []item{file(strings.Repeat(strings.Repeat("n", 99)+"/", 11)+"f", "")}, errdefs.ErrInvalid, "path longer than 1000"},
-		{"depth", []item{file(deep, "")}, errdefs.ErrInvalid, "deeper than 30"},
-		{"entries", many, errdefs.ErrInvalid, "more than 20 entries"},
+		{"name", []item{file(strings.Repeat("n", 256), "")}, errdefs.ErrInvalid, "name longer than 200 bytes: invalid: limit passed (layerLimits.nameLength)"},
+		{"path", []item{file(strings.Repeat(strings.Repeat("n", 99)+"/", 11)+"f", "")}, errdefs.ErrInvalid, "(layerLimits.pathLength)"},
+		{"depth", []item{file(deep, "")}, errdefs.ErrInvalid, "deeper than 30 directories: invalid: limit passed (layerLimits.depth)"},
+		{"entries", many, errdefs.ErrInvalid, "more than 20 entries: invalid: limit passed (layerLimits.entries)"},
 		{"implied entries", []item{file(strings.Repeat("d/", 25)+"f", "")}, errdefs.ErrInvalid, "more than 20 entries"},
-		{"bytes", []item{file("a", strings.Repeat("x", 5<<20))}, errdefs.ErrInvalid, "larger than 4194304 bytes"},
+		{"bytes", []item{file("a", strings.Repeat("x", 5<<20))}, errdefs.ErrInvalid, "invalid: limit passed (layerLimits.bytes)"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s, dir := open(t)
-			s.Limits = tree.Limits{Entries: 20, Bytes: 4 << 20, PathLength: 1000, Depth: 30}
+			s.Limits = tree.Limits{Entries: 20, Bytes: 4 << 20, PathLength: 1000, NameLength: 200, Depth: 30}
 			if tt.name == "depth" {
 				s.Limits.Entries = 100
 			}
@@ -228,6 +229,46 @@ func TestExtractRefuses(t *testing.T) {
 		})
 	}
 }
+
+// TestRatio ends the extraction of a small blob that becomes too large, unless the
+// ratio allows it.
+func TestRatio(t *testing.T) {
+	const length = 1100 << 20
+	var blob bytes.Buffer
+	sum := digest.Canonical.Digester()
+	z, err := zstd.NewWriter(&blob, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(io.MultiWriter(z, sum.Hash()))
+	err = w.WriteHeader(&tar.Header{Name: "zeros", Typeflag: tar.TypeReg, Mode: 0o600, Size: length})
+	if err == nil {
+		_, err = io.CopyN(w, zeros{}, length)
+	}
+	if err := errors.Join(err, w.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	l := tree.Layer{Digest: digest.FromBytes(blob.Bytes()), Size: int64(blob.Len()), DiffID: sum.Digest(), MediaType: ocispec.MediaTypeImageLayerZstd}
+	s, dir := open(t)
+	_, err = s.Extract(t.Context(), l, bytes.NewReader(blob.Bytes()))
+	if !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), "larger than 1073741824 bytes") || !strings.Contains(err.Error(), "(layerLimits.ratio)") {
+		t.Errorf("%d bytes of %d: %v", length, blob.Len(), err)
+	}
+	isEmpty(t, filepath.Join(dir, "tmp"))
+	s.Limits.Ratio = length/int64(blob.Len()) + 1
+	p, err := s.Extract(t.Context(), l, bytes.NewReader(blob.Bytes()))
+	if err != nil {
+		t.Fatalf("within the ratio: %v", err)
+	}
+	if err := p.Discard(); err != nil {
+		t.Error(err)
+	}
+}
+
+type zeros struct{}
+
+// Read is part of io.Reader.
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // TestExtractSkips holds that overlay's own attributes do not come from an archive.
 func TestExtractSkips(t *testing.T) {

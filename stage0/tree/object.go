@@ -73,10 +73,10 @@ func (w *writer) regular(ctx context.Context, p place, h *tar.Header, content io
 
 func (w *writer) content(ctx context.Context, fd int, h *tar.Header, content io.Reader) error {
 	if h.Size > w.limits.Bytes {
-		return fmt.Errorf("file larger than %d bytes: %w", w.limits.Bytes, errLimit)
+		return fmt.Errorf("file larger than %d bytes: %w", w.limits.Bytes, passed("bytes"))
 	}
 	if w.logical += h.Size; w.logical > w.limits.Bytes {
-		return fmt.Errorf("files of more than %d bytes: %w", w.limits.Bytes, errLimit)
+		return fmt.Errorf("files of more than %d bytes: %w", w.limits.Bytes, passed("bytes"))
 	}
 	sparse := isSparse(h)
 	for left := h.Size; left > 0; {

@@ -30,23 +30,10 @@ type Layer struct {
 	MediaType string
 }
 
-// Limits bound what one layer may contain. Going beyond one is ErrInvalid,
-// and the error names the limit.
-type Limits struct {
-	Entries    int64 // entries of the archive and implied directories together
-	Bytes      int64 // length of the uncompressed layer, holes of sparse files included
-	PathLength int   // bytes of a path within the tree
-	Depth      int   // components of a path
-}
-
-// DefaultLimits are far above any real layer.
-var DefaultLimits = Limits{Entries: 10_000_000, Bytes: 512 << 30, PathLength: 4095, Depth: 1024}
-
 // Store is the tree store of one data directory. It may be used from several
 // goroutines, and several processes may have the same directory open.
 type Store struct {
-	// Limits hold for the extractions that begin after they are set; Open
-	// sets DefaultLimits.
+	// Limits hold for the extractions that begin after they are set.
 	Limits Limits
 
 	trees string // absolute path of trees/
@@ -61,7 +48,7 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open tree store: %w", err)
 	}
-	s := &Store{Limits: DefaultLimits, trees: filepath.Join(abs, "trees"), tmp: filepath.Join(abs, "tmp")}
+	s := &Store{trees: filepath.Join(abs, "trees"), tmp: filepath.Join(abs, "tmp")}
 	for _, d := range []string{s.trees, s.tmp} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open tree store: %w", durable.NoSpace(err))

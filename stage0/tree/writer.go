@@ -131,7 +131,7 @@ func (w *writer) entry(ctx context.Context, h *tar.Header, content io.Reader) er
 	}
 	// Before the path is taken apart: a name of a mebibyte costs no walk.
 	if len(name) > w.limits.PathLength {
-		return fmt.Errorf("path longer than %d bytes: %w", w.limits.PathLength, errLimit)
+		return fmt.Errorf("path longer than %d bytes: %w", w.limits.PathLength, passed("pathLength"))
 	}
 	parent, base := path.Split(name)
 	if hasAUFS(parent) || base != opaqueName && hasAUFS(base) {
@@ -201,7 +201,7 @@ func whiteout(d *dir, name string) error {
 // count counts an entry, or a directory that one implies, against the limit.
 func (w *writer) count() error {
 	if w.entries++; w.entries > w.limits.Entries {
-		return fmt.Errorf("the layer has more than %d entries: %w", w.limits.Entries, errLimit)
+		return fmt.Errorf("the layer has more than %d entries: %w", w.limits.Entries, passed("entries"))
 	}
 	return nil
 }
