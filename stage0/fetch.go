@@ -64,6 +64,8 @@ const minParallel = 3
 // verify what is checked before the layers. A layer that is not what was promised
 // counts as a failed verify.
 func (p *Pipeline) Fetch(ctx context.Context, req FetchRequest) (_ store.Entry, err error) {
+	ctx, cancel := p.limited(ctx)
+	defer cancel()
 	var remote fetch.Remote
 	err = p.timed(StageResolve, func() error {
 		remote, err = p.Source.Resolve(ctx, req.Ref, req.Credentials)
@@ -74,6 +76,16 @@ func (p *Pipeline) Fetch(ctx context.Context, req FetchRequest) (_ store.Entry, 
 	}
 	failpoint.Hit(failpoint.FetchResolved)
 	return p.bring(ctx, "fetch", source{Remote: remote, label: req.Ref.String(), platform: req.Platform, want: req.Ref.Digest(), names: names(req.Ref, remote.Digest())})
+}
+
+// errTooLong marks the end of FetchTimeout.
+var errTooLong = fmt.Errorf("the total time-out (pullTimeout): %w", errdefs.ErrUnavailable)
+
+func (p *Pipeline) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if p.FetchTimeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, p.FetchTimeout, fmt.Errorf("not done within %s, %w", p.FetchTimeout, errTooLong))
 }
 
 // Load brings an image of the file system into the store, as Fetch does one of a
@@ -114,6 +126,9 @@ func (p *Pipeline) bring(ctx context.Context, verb string, src source) (_ store.
 		err = errors.Join(err, src.Close())
 	}()
 	img, err := p.fetchImage(ctx, src, times)
+	if errors.Is(err, errTooLong) {
+		err = fmt.Errorf("%w; %d of the %d bytes of the layers that were missing had come", err, times.got.Load(), times.missing.Load())
+	}
 	if err != nil {
 		return store.Entry{}, fmt.Errorf("%s %s: %w", verb, src.label, err)
 	}
@@ -137,7 +152,11 @@ func (p *Pipeline) fetchImage(ctx context.Context, src source, times *fetchTimes
 	}
 	defer unlock()
 	defer times.extracting()()
-	if err := p.fetchLayers(ctx, src, distinctLayers(src.label, man), times); err != nil {
+	ls := distinctLayers(src.label, man)
+	for _, l := range ls {
+		times.missing.Add(l.Size)
+	}
+	if err := p.fetchLayers(ctx, src, ls, times); err != nil {
 		return "", err
 	}
 	img, err := p.describe(ctx, man)
@@ -238,7 +257,7 @@ func (p *Pipeline) claim(ctx context.Context, ls []layer, times *fetchTimes) (he
 			if err != nil {
 				return held, busy, err
 			}
-			p.layerIs(l, LayerPresent, 0)
+			p.present(l, times)
 			continue
 		}
 		l.unlock, err = p.Images.TryLockLayer(l.name)
@@ -247,7 +266,7 @@ func (p *Pipeline) claim(ctx context.Context, ls []layer, times *fetchTimes) (he
 			p.layerIs(l, LayerWaiting, 0)
 			continue
 		}
-		if held, err = p.keepMissing(held, l, err); err != nil {
+		if held, err = p.keepMissing(held, l, times, err); err != nil {
 			return held, busy, err
 		}
 	}
@@ -258,13 +277,13 @@ func (p *Pipeline) claim(ctx context.Context, ls []layer, times *fetchTimes) (he
 	start := time.Now()
 	l.unlock, err = p.Images.LockLayer(ctx, l.name)
 	times.waited(time.Since(start))
-	held, err = p.keepMissing(held, l, err)
+	held, err = p.keepMissing(held, l, times, err)
 	return held, busy[1:], err
 }
 
 // keepMissing looks again, now that we hold the lock: whoever held it before us
 // has probably made the tree.
-func (p *Pipeline) keepMissing(held []layer, l layer, lockErr error) ([]layer, error) {
+func (p *Pipeline) keepMissing(held []layer, l layer, times *fetchTimes, lockErr error) ([]layer, error) {
 	if lockErr != nil {
 		return held, lockErr
 	}
@@ -272,11 +291,16 @@ func (p *Pipeline) keepMissing(held []layer, l layer, lockErr error) ([]layer, e
 	if err != nil || there {
 		l.unlock()
 		if there {
-			p.layerIs(l, LayerPresent, 0)
+			p.present(l, times)
 		}
 		return held, err
 	}
 	return append(held, l), nil
+}
+
+func (p *Pipeline) present(l layer, times *fetchTimes) {
+	times.missing.Add(-l.Size)
+	p.layerIs(l, LayerPresent, 0)
 }
 
 // extractLayers fetches the layers that we hold, as many at once as there are
@@ -305,11 +329,11 @@ func (p *Pipeline) extractLayers(ctx context.Context, remote fetch.Remote, ls []
 }
 
 func (p *Pipeline) extractLayer(ctx context.Context, remote fetch.Remote, l layer, times *fetchTimes) (_ *tree.Pending, err error) {
-	if err := ctx.Err(); err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return nil, err // another layer failed before this one began
 	}
 	start := time.Now()
-	r := &meteredReader{pipeline: p, layer: l}
+	r := &meteredReader{pipeline: p, layer: l, times: times}
 	p.layerIs(l, LayerFetching, 0)
 	defer func() {
 		state := LayerDone
@@ -381,6 +405,7 @@ type meteredReader struct {
 	blob     io.Reader
 	pipeline *Pipeline
 	layer    layer
+	times    *fetchTimes
 	waited   atomic.Int64 // nanoseconds
 	got      atomic.Int64 // bytes
 }
@@ -391,6 +416,7 @@ func (r *meteredReader) Read(b []byte) (int, error) {
 	n, err := r.blob.Read(b)
 	r.waited.Add(int64(time.Since(start)))
 	r.pipeline.fetched(n)
+	r.times.got.Add(int64(n))
 	if n > 0 {
 		r.pipeline.layerIs(r.layer, LayerFetching, r.got.Add(int64(n)))
 	}
@@ -403,7 +429,8 @@ type fetchTimes struct {
 	layers        time.Duration // all passes and the commit, by the clock
 	began         bool          // the layers
 
-	wait, work atomic.Int64 // of all passes together, nanoseconds
+	wait, work   atomic.Int64 // of all passes together, nanoseconds
+	missing, got atomic.Int64 // bytes of the blobs that were no trees, and that have come
 }
 
 func (t *fetchTimes) verifying(f func() error) error {

@@ -291,7 +291,7 @@ func TestFetchFails(t *testing.T) {
 		{name: "layer of another diff ID", ref: "diffid:1", want: errdefs.ErrUnverified, text: digestOf(t, layer), stages: atVerify},
 		{name: "too few diff IDs", ref: "count:1", want: errdefs.ErrInvalid, text: "diff IDs", stages: atVerify},
 		{name: "layer is gone", ref: "i:1", path: blob, answer: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.WriteHeader(404) }, want: errdefs.ErrNotFound, text: digestOf(t, layer), stages: "resolve ok, fetch error"},
-		{name: "layer hangs", ref: "i:1", path: blob, answer: func(w http.ResponseWriter, q *http.Request, _ http.Handler) { registrytest.Hang(w, q) }, want: errdefs.ErrUnavailable, text: blob, stages: "resolve ok, fetch error"},
+		{name: "layer hangs", ref: "i:1", path: blob, answer: func(w http.ResponseWriter, q *http.Request, _ http.Handler) { registrytest.Hang(w, q) }, want: errdefs.ErrUnavailable, text: "the idle time-out (pullIdleTimeout), after 0 of ", stages: "resolve ok, fetch error"},
 		{name: "layer of no format", ref: "garbage:1", text: "layer sha256", want: errdefs.ErrInvalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -316,6 +316,67 @@ func TestFetchFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A registry that sends one byte after another, and is never silent, ends by the
+// total time-out, which says how far it got.
+func TestFetchTimeout(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	there := registrytest.PlainLayer(t, false, registrytest.Tar(t, "a", "1"))
+	layer := registrytest.PlainLayer(t, false, registrytest.Tar(t, "b", strings.Repeat("2", 10_000)))
+	reg.Push(t, "there:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{there}}))
+	reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{there, layer}}))
+	size, err := layer.Size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		if strings.HasSuffix(q.URL.Path, digestOf(t, layer)) {
+			w = dripping{w}
+		}
+		next.ServeHTTP(w, q)
+	})
+	dir := t.TempDir()
+	p, o := newPipeline(t, dir)
+	if _, err := p.Fetch(t.Context(), request(t, proxy.Host+"/there:1")); err != nil {
+		t.Fatal(err)
+	}
+	p.FetchTimeout = time.Second
+	before := o.bytes
+	began := time.Now()
+	_, err = p.Fetch(t.Context(), request(t, proxy.Host+"/i:1"))
+	var got, of int64
+	text := fmt.Sprint(err)
+	_, _ = fmt.Sscanf(text[strings.LastIndex(text, "; ")+2:], "%d of the %d bytes", &got, &of) // 0 if it does not say so
+	if !errors.Is(err, errdefs.ErrUnavailable) || !strings.Contains(text, "not done within 1s, the total time-out (pullTimeout)") || got == 0 || of != size {
+		t.Errorf("%d of %d bytes: %v", got, of, err)
+	}
+	if took := time.Since(began); took < time.Second || took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if came := o.bytes - before; came < got {
+		t.Errorf("%d bytes came, the error tells of %d", came, got)
+	}
+	wantEmpty(t, dir, "tmp")
+	p.FetchTimeout = 10 * time.Second
+	if _, err := p.Fetch(t.Context(), request(t, reg.Host+"/i:1")); err != nil {
+		t.Errorf("within the time: %v", err)
+	}
+}
+
+// dripping sends byte by byte.
+type dripping struct{ http.ResponseWriter }
+
+func (d dripping) Write(p []byte) (int, error) {
+	for i := range p {
+		if _, err := d.ResponseWriter.Write(p[i : i+1]); err != nil {
+			return i, err
+		}
+		d.ResponseWriter.(http.Flusher).Flush()
+		time.Sleep(10 * time.Millisecond)
+	}
+	return len(p), nil
 }
 
 // Any number of callers in any number of processes download a layer once, also

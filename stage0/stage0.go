@@ -18,7 +18,8 @@ import (
 )
 
 // Pipeline fetches images and prepares pods on one data directory. The zero value
-// of Observer is a silent one; everything else must be set. Its methods may be
+// of Observer is a silent one; everything else must be set, but for what says what
+// its zero is. Its methods may be
 // called at once by any number of goroutines and processes.
 type Pipeline struct {
 	Images   *store.Store
@@ -27,6 +28,9 @@ type Pipeline struct {
 	Source   Source
 	Overlay  overlay.Site
 	Observer Observer
+	// FetchTimeout bounds a Fetch as a whole, waiting for others included; zero is no
+	// bound. It ends as ErrUnavailable and says how far it got.
+	FetchTimeout time.Duration
 }
 
 // Stage is a part of the pipeline that is timed by itself.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -110,9 +111,9 @@ type blobReader struct {
 	rc    io.ReadCloser
 	drop  context.CancelCauseFunc // ends the connection of rc alone
 	begun bool                    // rc has given a byte
-	got   int64
-	mark  int64 // got at the last time that the transfer broke
-	err   error // ends all further reads
+	got   atomic.Int64            // bytes; written under mu
+	mark  int64                   // got at the last time that the transfer broke
+	err   error                   // ends all further reads
 }
 
 // connect makes rc a reader of what is left. It connects at its first Read.
@@ -123,13 +124,13 @@ func (b *blobReader) connect() error {
 		drop(nil)
 		return err
 	}
-	if b.got > 0 {
+	if got := b.got.Load(); got > 0 {
 		seeker, ok := rc.(io.Seeker)
 		if !ok {
 			drop(nil)
 			return errors.Join(errors.ErrUnsupported, rc.Close())
 		}
-		if _, err := seeker.Seek(b.got, io.SeekStart); err != nil {
+		if _, err := seeker.Seek(got, io.SeekStart); err != nil {
 			drop(nil)
 			return errors.Join(err, rc.Close())
 		}
@@ -139,7 +140,8 @@ func (b *blobReader) connect() error {
 }
 
 func (b *blobReader) silent() {
-	b.cancel(fmt.Errorf("got no byte of %s for %s: %w", b.desc.Digest, b.idle, errdefs.ErrUnavailable))
+	b.cancel(fmt.Errorf("got no byte of %s for %s, the idle time-out (pullIdleTimeout), after %d of %d: %w",
+		b.desc.Digest, b.idle, b.got.Load(), b.desc.Size, errdefs.ErrUnavailable))
 }
 
 // Read is part of io.Reader.
@@ -153,16 +155,16 @@ func (b *blobReader) Read(p []byte) (int, error) {
 	defer b.timer.Stop()
 	for {
 		n, err := b.readOnce(p)
-		b.got += int64(n)
+		got := b.got.Add(int64(n))
 		if err == nil {
 			return n, nil
 		}
-		if err == io.EOF && b.got == b.desc.Size { //nolint:errorlint // one that is wrapped is a connection that closed, not the end of the bytes
+		if err == io.EOF && got == b.desc.Size { //nolint:errorlint // one that is wrapped is a connection that closed, not the end of the bytes
 			b.err = io.EOF
 			return n, b.err
 		}
 		if err == io.EOF { //nolint:errorlint // as above
-			b.err = fmt.Errorf("%s: it has %d bytes, %d were promised: %w", b.trace.where(), b.got, b.desc.Size, errdefs.ErrUnverified)
+			b.err = fmt.Errorf("%s: it has %d bytes, %d were promised: %w", b.trace.where(), got, b.desc.Size, errdefs.ErrUnverified)
 			return n, b.err
 		}
 		if b.err = b.resume(err); b.err != nil || n > 0 {
@@ -189,10 +191,11 @@ func (b *blobReader) resume(err error) error {
 	if b.ctx.Err() != nil || !errors.Is(b.trace.classify(b.ctx, err), errdefs.ErrUnavailable) {
 		return b.trace.explain(b.ctx, err)
 	}
-	if b.got-b.mark >= resumeProgress {
+	got := b.got.Load()
+	if got-b.mark >= resumeProgress {
 		b.trace.progress()
 	}
-	b.mark = b.got
+	b.mark = got
 	pause, ok := b.trace.mayRetry(0)
 	if !ok {
 		return b.trace.explain(b.ctx, err)
