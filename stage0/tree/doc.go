@@ -18,6 +18,9 @@
 // were the root of the file system: no entry reaches outside, whatever its
 // name, and a directory in a layer replaces a symbolic link in a lower one.
 //
+// The archive of an appc image (ACI) is extracted in the same way, from below its
+// rootfs/: see Store.ExtractACI. It has no whiteouts, whatever its files are called.
+//
 // A tree that is present under trees/ is complete and synced. Nothing in this
 // package logs. Extraction needs root, since owners, devices and file
 // capabilities are kept.

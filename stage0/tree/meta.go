@@ -19,7 +19,8 @@ import (
 // visible, and never changes.
 type Meta struct {
 	Schema int `json:"schema"` // format.Tree's
-	// DiffID is the digest of the layer's tar; the chain ID of the stack in a fix-up tree.
+	// DiffID is the digest of the layer's tar; the chain ID of the stack in a fix-up
+	// tree; ACIKey in the tree of an appc image.
 	DiffID digest.Digest `json:"diffID"`
 	// Fixup says that this is a fix-up tree.
 	Fixup bool `json:"fixup,omitempty"`

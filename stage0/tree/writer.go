@@ -36,9 +36,13 @@ const (
 // directory. Nobody else changes what lies there meanwhile.
 type writer struct {
 	limits Limits
-	dirs   dirs
-	buf    []byte
-	zeros  []byte // as long as a hole is worth leaving
+	// take writes one entry: what kind of archive it is decides.
+	take func(ctx context.Context, h *tar.Header, content io.Reader) error
+	// literal says that names are names: no entry is a whiteout or an opaque mark.
+	literal bool
+	dirs    dirs
+	buf     []byte
+	zeros   []byte // as long as a hole is worth leaving
 
 	entries int64 // counted against the limit
 	logical int64 // bytes of all files, holes included, against the limit
@@ -56,6 +60,7 @@ func newWriter(tmp string, limits Limits) (*writer, error) {
 		return nil, fmt.Errorf("open tree: %w", err)
 	}
 	w := &writer{limits: limits, buf: make([]byte, chunkSize), zeros: make([]byte, 4096)}
+	w.take = w.entry
 	w.dirs = dirs{root: &dir{fd: fd, implied: true}, limits: limits, made: w.count}
 	if err := unix.Fchmod(fd, 0o755); err != nil { // whatever the umask
 		return nil, errors.Join(fmt.Errorf("open tree: %w", err), unix.Close(fd))
@@ -99,7 +104,7 @@ func (w *writer) archive(ctx context.Context, in io.Reader) error {
 		if err != nil {
 			return readError(ctx, err)
 		}
-		if err := w.entry(ctx, h, r); err != nil {
+		if err := w.take(ctx, h, r); err != nil {
 			return fmt.Errorf("entry %q: %w", shorten(h.Name), err)
 		}
 	}
@@ -134,18 +139,18 @@ func (w *writer) entry(ctx context.Context, h *tar.Header, content io.Reader) er
 		return fmt.Errorf("path longer than %d bytes: %w", w.limits.PathLength, passed("pathLength"))
 	}
 	parent, base := path.Split(name)
-	if hasAUFS(parent) || base != opaqueName && hasAUFS(base) {
+	if !w.literal && (hasAUFS(parent) || base != opaqueName && hasAUFS(base)) {
 		return nil // AUFS's own bookkeeping, which says nothing of the layer
 	}
 	d, err := w.dirs.resolve(strings.TrimSuffix(parent, "/"), true)
 	if err != nil {
 		return err
 	}
-	if base == opaqueName {
-		d.opaque = true
-		return nil
-	}
-	if removed, ok := strings.CutPrefix(base, whiteoutPrefix); ok {
+	if removed, ok := strings.CutPrefix(base, whiteoutPrefix); ok && !w.literal {
+		if base == opaqueName {
+			d.opaque = true
+			return nil
+		}
 		return whiteout(d, removed)
 	}
 	if err := w.dirs.check(d, base); err != nil {
