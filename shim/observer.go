@@ -3,6 +3,7 @@ package shim
 import (
 	"sync"
 
+	"github.com/opencontainers/go-digest"
 	"k8s.io/klog/v2"
 )
 
@@ -14,6 +15,11 @@ type observer struct {
 
 	mu   sync.Mutex
 	said string // the reason that was logged last
+}
+
+// SpoolLost is part of stage0.Observer.
+func (o *observer) SpoolLost(layer digest.Digest, reason error) {
+	o.log.Info("Dropped what was kept of a download", "layer", layer, "reason", reason.Error())
 }
 
 // OverlayDisabled is part of stage0.Observer. A reason is logged once, not for

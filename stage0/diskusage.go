@@ -125,7 +125,7 @@ func (p *Pipeline) measureReclaimable(ctx context.Context, d *DiskUsage) error {
 		return err
 	}
 	d.Pods.Reclaimable, d.Trees.Reclaimable = BytesOf(pods), BytesOf(trees)
-	d.Temporary.Reclaimable, err = p.Trees.Left(ctx)
+	d.Temporary.Reclaimable, err = p.Left(ctx, time.Now())
 	return err
 }
 

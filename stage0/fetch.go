@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -22,6 +21,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/imageref"
+	"github.com/gantry-cri/gantry/stage0/spool"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
 )
@@ -52,8 +52,11 @@ const minParallel = 3
 //
 // A pull by tag sets the names repo:tag and repo@digest, one by digest only the
 // latter. When Fetch fails no record and no name has changed and nothing is left
-// in tmp; layers that were complete stay as trees, so that the next attempt goes
-// on from there, unless the disk is full.
+// in tmp but spools; layers that were complete stay as trees, so that the next
+// attempt goes on from there, unless the disk is full.
+//
+// A layer of more than SpoolAbove bytes is spooled while it comes in: whoever fetches
+// it next, after this call failed or its process was killed, asks for the rest alone.
 //
 // The errors are those of package fetch, and ErrNoSpace.
 //
@@ -156,7 +159,7 @@ func (p *Pipeline) fetchImage(ctx context.Context, src source, times *fetchTimes
 	for _, l := range ls {
 		times.missing.Add(l.Size)
 	}
-	if err := p.fetchLayers(ctx, src, ls, times); err != nil {
+	if err := p.fetchLayers(ctx, src.Remote, ls, times); err != nil {
 		return "", err
 	}
 	img, err := p.describe(ctx, man)
@@ -303,56 +306,52 @@ func (p *Pipeline) present(l layer, times *fetchTimes) {
 	p.layerIs(l, LayerPresent, 0)
 }
 
+// readyLayer is a layer that is complete and not visible yet, with its spool, which is
+// of use until it is.
+type readyLayer struct {
+	*tree.Pending
+	spool *spool.Spool
+}
+
 // extractLayers fetches the layers that we hold, as many at once as there are
 // cores, and makes them visible together.
 func (p *Pipeline) extractLayers(ctx context.Context, remote fetch.Remote, ls []layer, times *fetchTimes) error {
-	made := make([]*tree.Pending, len(ls))
+	made := make([]readyLayer, len(ls))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(minParallel, runtime.GOMAXPROCS(0)))
 	for i, l := range ls {
-		g.Go(func() error {
-			pending, err := p.extractLayer(gctx, remote, l, times)
-			made[i] = pending
+		g.Go(func() (err error) {
+			made[i], err = p.extractLayer(gctx, remote, l, times)
 			return err
 		})
 	}
 	err := g.Wait()
-	made = slices.DeleteFunc(made, func(m *tree.Pending) bool { return m == nil })
+	made = slices.DeleteFunc(made, func(m readyLayer) bool { return m.Pending == nil })
 	if !errors.Is(err, errdefs.ErrNoSpace) {
 		// What is complete is kept even when ctx is over; it is only a sync away.
-		err = errors.Join(err, p.Trees.Commit(context.WithoutCancel(ctx), made...))
+		committed := p.commitTrees(context.WithoutCancel(ctx), made)
+		err = errors.Join(err, committed)
 	}
 	for _, m := range made {
-		err = errors.Join(err, m.Discard())
+		err = errors.Join(err, m.Discard(), leaveSpool(ctx, m.spool, err))
 	}
 	return err
 }
 
-func (p *Pipeline) extractLayer(ctx context.Context, remote fetch.Remote, l layer, times *fetchTimes) (_ *tree.Pending, err error) {
-	if err := context.Cause(ctx); err != nil {
-		return nil, err // another layer failed before this one began
+// commitTrees drops the spools of the trees that it makes visible.
+func (p *Pipeline) commitTrees(ctx context.Context, made []readyLayer) error {
+	var pending []*tree.Pending
+	for _, m := range made {
+		pending = append(pending, m.Pending)
 	}
-	start := time.Now()
-	r := &meteredReader{pipeline: p, layer: l, times: times}
-	p.layerIs(l, LayerFetching, 0)
-	defer func() {
-		state := LayerDone
-		if err != nil {
-			state = LayerFailed
-		}
-		p.layerIs(l, state, r.got.Load())
-	}()
-	blob, err := remote.Blob(ctx, l.desc)
-	if err != nil {
-		return nil, err
+	if err := p.Trees.Commit(ctx, pending...); err != nil {
+		return err
 	}
-	r.blob = blob
-	pending, err := p.Trees.Extract(ctx, l.Layer, r)
-	times.pass(r, time.Since(start))
-	if err = errors.Join(err, blob.Close()); err != nil && pending != nil {
-		return nil, errors.Join(err, pending.Discard())
+	var err error
+	for _, m := range made {
+		err = errors.Join(err, m.spool.Drop())
 	}
-	return pending, err
+	return err
 }
 
 // describe makes the image's record; all of its layers are trees.
@@ -397,30 +396,6 @@ func (p *Pipeline) fetched(n int) {
 	if p.Observer != nil && n > 0 {
 		p.Observer.BytesFetched(int64(n))
 	}
-}
-
-// meteredReader tells how long its reader waited for bytes. After a pass that
-// failed it may still be in a Read.
-type meteredReader struct {
-	blob     io.Reader
-	pipeline *Pipeline
-	layer    layer
-	times    *fetchTimes
-	waited   atomic.Int64 // nanoseconds
-	got      atomic.Int64 // bytes
-}
-
-// Read is part of io.Reader.
-func (r *meteredReader) Read(b []byte) (int, error) {
-	start := time.Now()
-	n, err := r.blob.Read(b)
-	r.waited.Add(int64(time.Since(start)))
-	r.pipeline.fetched(n)
-	r.times.got.Add(int64(n))
-	if n > 0 {
-		r.pipeline.layerIs(r.layer, LayerFetching, r.got.Add(int64(n)))
-	}
-	return n, err
 }
 
 // fetchTimes divides the duration of a Fetch among its stages.

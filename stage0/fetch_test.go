@@ -16,6 +16,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,13 @@ type observer struct {
 	took   map[stage0.Stage]time.Duration
 	bytes  int64
 	layers []stage0.LayerProgress
+	lost   []string // spools, and why
+}
+
+func (o *observer) SpoolLost(layer digest.Digest, reason error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.lost = append(o.lost, fmt.Sprintf("%s: %v", layer, reason))
 }
 
 func (o *observer) LayerProgress(l stage0.LayerProgress) {

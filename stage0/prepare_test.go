@@ -48,6 +48,8 @@ func (l *stageLog) BytesFetched(int64) {}
 
 func (l *stageLog) LayerProgress(LayerProgress) {}
 
+func (l *stageLog) SpoolLost(digest.Digest, error) {}
+
 func (l *stageLog) OverlayDisabled(reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

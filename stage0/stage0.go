@@ -11,6 +11,8 @@ package stage0
 import (
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
@@ -31,6 +33,10 @@ type Pipeline struct {
 	// FetchTimeout bounds a Fetch as a whole, waiting for others included; zero is no
 	// bound. It ends as ErrUnavailable and says how far it got.
 	FetchTimeout time.Duration
+	// SpoolAbove is the size in bytes above which a layer's blob is kept on disk while
+	// Fetch downloads it, so that the next Fetch goes on where this process ended; zero
+	// keeps none.
+	SpoolAbove int64
 }
 
 // Stage is a part of the pipeline that is timed by itself.
@@ -59,6 +65,9 @@ type Observer interface {
 	BytesFetched(n int64)
 	// LayerProgress says how far a layer of a Fetch is.
 	LayerProgress(l LayerProgress)
+	// SpoolLost says that what was kept of a layer's download is gone, and why: the
+	// disk is full, or the bytes were not the layer's.
+	SpoolLost(layer digest.Digest, reason error)
 	// OverlayDisabled says that a pod's root filesystems are copied, and why.
 	OverlayDisabled(reason string)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/spool"
 	"github.com/gantry-cri/gantry/stage0/store"
 )
 
@@ -18,17 +19,43 @@ import (
 type Swept struct {
 	// Pods are prepares that were cut short.
 	Pods []manifest.UUID
-	// Temporary is what extractions and removals that were cut short took on disk,
-	// in bytes.
+	// Temporary is what extractions, removals and downloads that were cut short took
+	// on disk, in bytes.
 	Temporary int64
 }
 
-// Sweep removes what killed processes left: aborted prepares and temporary
-// trees. It takes nothing that somebody holds, and may run at any time.
+// SpoolKeep is how long a download that was cut short may wait to be taken up again.
+const SpoolKeep = 24 * time.Hour
+
+// Sweep removes what killed processes left: aborted prepares, temporary trees, and
+// spools that got no byte for SpoolKeep. It takes nothing that somebody holds, and may
+// run at any time.
 func (p *Pipeline) Sweep(ctx context.Context) (Swept, error) {
 	pods, err := p.Pods.SweepAborted()
-	temporary, treesErr := p.Trees.Sweep(ctx)
-	return Swept{Pods: pods, Temporary: temporary}, errors.Join(err, treesErr)
+	trees, treesErr := p.Trees.Sweep(ctx)
+	downloads, spoolsErr := p.SweepSpools(time.Now().Add(-SpoolKeep))
+	return Swept{Pods: pods, Temporary: trees + downloads}, errors.Join(err, treesErr, spoolsErr)
+}
+
+// SweepSpools removes the spools that nobody holds and that got no byte since a moment,
+// and returns the bytes on disk that this frees.
+func (p *Pipeline) SweepSpools(before time.Time) (int64, error) {
+	return spool.Sweep(p.Images.TempDir(), before)
+}
+
+// Left returns the bytes on disk that Sweep and SweepSpools would free.
+func (p *Pipeline) Left(ctx context.Context, spools time.Time) (int64, error) {
+	spools = later(spools, time.Now().Add(-SpoolKeep))
+	trees, err := p.Trees.Left(ctx)
+	downloads, spoolsErr := spool.Left(p.Images.TempDir(), spools)
+	return trees + downloads, errors.Join(err, spoolsErr)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // Freed is one thing that a collection removed, or would remove.

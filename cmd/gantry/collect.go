@@ -36,12 +36,13 @@ func (h *house) collect(ctx context.Context, c collection, w output) error {
 	errs := []error{h.runner.Sweep(ctx)}
 	swept, err := h.Sweep(ctx)
 	printEach(w.stdout, "pod %s was prepared by half: deleted\n", swept.Pods)
-	errs = append(errs, err, h.Images.Sweep(ctx))
+	spools, spoolsErr := h.SweepSpools(time.Now().Add(-c.grace))
+	errs = append(errs, err, spoolsErr, h.Images.Sweep(ctx))
 	trees, err := h.collectTrees(ctx, w.stderr)
 	printTrees(w.stdout, trees, "deleted")
 	errs = append(errs, err)
 	pods, err := h.deleted(doomed)
-	printFreed(w.stdout, "freed", swept.Temporary, pods, trees)
+	printFreed(w.stdout, "freed", swept.Temporary+spools, pods, trees)
 	return errors.Join(append(errs, err)...)
 }
 
@@ -66,7 +67,7 @@ func (h *house) wouldCollect(ctx context.Context, c collection, w output) error 
 		return err
 	}
 	pods = append(pods, marked...)
-	temporary, err := h.Trees.Left(ctx)
+	temporary, err := h.Left(ctx, time.Now().Add(-c.grace))
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func newGC(o *options) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().DurationVar(&c.grace, "grace-period", 30*time.Minute, "keep exited pods for this `TIME`")
+	cmd.Flags().DurationVar(&c.grace, "grace-period", 30*time.Minute, "keep exited pods, and what came of downloads that were cut short, for this `TIME`")
 	cmd.Flags().DurationVar(&c.expire, "expire-prepared", 24*time.Hour, "keep prepared pods for this `TIME`")
 	cmd.Flags().BoolVar(&c.markOnly, "mark-only", false, "move pods to garbage and delete nothing")
 	cmd.Flags().BoolVar(&c.dryRun, "dry-run", false, "say what would be done, and do nothing")

@@ -159,6 +159,11 @@ func (p *progress) json(v any) {
 // StageDone is part of stage0.Observer; the stages are the daemon's to measure.
 func (p *progress) StageDone(stage0.Stage, time.Duration, error) {}
 
+// SpoolLost is part of stage0.Observer.
+func (p *progress) SpoolLost(layer digest.Digest, reason error) {
+	p.note(fmt.Sprintf("image: what was kept of layer %s is dropped: %v", layer, reason))
+}
+
 // OverlayDisabled is part of stage0.Observer. The words are those of rkt prepare.
 func (p *progress) OverlayDisabled(reason string) {
 	p.note(fmt.Sprintf("prepare: disabling overlay support: %q", reason))

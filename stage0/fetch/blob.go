@@ -22,7 +22,12 @@ const maxConfig = 8 << 20
 
 // Blob is part of Remote.
 func (m *remote) Blob(ctx context.Context, layer ocispec.Descriptor) (io.ReadCloser, error) {
-	r, err := m.open(ctx, layer)
+	return m.BlobFrom(ctx, layer, 0)
+}
+
+// BlobFrom is part of Resumable.
+func (m *remote) BlobFrom(ctx context.Context, layer ocispec.Descriptor, from int64) (io.ReadCloser, error) {
+	r, err := m.open(ctx, layer, from)
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", layer.Digest, err)
 	}
@@ -30,13 +35,15 @@ func (m *remote) Blob(ctx context.Context, layer ocispec.Descriptor) (io.ReadClo
 }
 
 // open connects at the first Read.
-func (m *remote) open(ctx context.Context, desc ocispec.Descriptor) (*blobReader, error) {
+func (m *remote) open(ctx context.Context, desc ocispec.Descriptor, from int64) (*blobReader, error) {
 	// A manifest may send its reader to any address in the world, or behind the
 	// firewall; docker stopped to follow.
 	desc.URLs = nil
 	ctx, tr := m.withTrace(discardLogs(ctx))
 	ctx, cancel := context.WithCancelCause(ctx)
 	b := &blobReader{ctx: ctx, cancel: cancel, trace: tr, desc: desc, fetcher: m.fetcher, idle: m.cfg.IdleTimeout}
+	b.got.Store(from)
+	b.mark = from
 	b.timer = time.AfterFunc(b.idle, b.silent)
 	b.timer.Stop()
 	if err := b.connect(); err != nil {
@@ -52,7 +59,7 @@ func (m *remote) read(ctx context.Context, desc ocispec.Descriptor, limit int64)
 	if desc.Size > limit {
 		return nil, fmt.Errorf("it has %d bytes, at most %d are read: %w", desc.Size, limit, errdefs.ErrInvalid)
 	}
-	r, err := m.open(ctx, desc)
+	r, err := m.open(ctx, desc, 0)
 	if err != nil {
 		return nil, err
 	}

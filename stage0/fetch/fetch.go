@@ -43,6 +43,14 @@ type Remote interface {
 	Close() error
 }
 
+// Resumable is a Remote that gives a part of a layer for less than the whole.
+type Resumable interface {
+	// BlobFrom is Remote.Blob without the first bytes, as many as from says, which is
+	// not more than the layer's size. A source that will not give a part is read from
+	// the beginning.
+	BlobFrom(ctx context.Context, layer ocispec.Descriptor, from int64) (io.ReadCloser, error)
+}
+
 // Manifest is one platform's image: the bytes as the source served them, checked
 // against their digests, and what they say.
 type Manifest struct {
