@@ -149,7 +149,7 @@ func (h *house) serve(ctx context.Context) error {
 	}
 	parts, ctx := errgroup.WithContext(ctx)
 	parts.Go(func() error { return answer(ctx, g, socket, server) })
-	parts.Go(func() error { return serveHTTP(ctx, streams, server.StreamHandler()) })
+	parts.Go(func() error { return serveHTTP(ctx, lingering{streams}, server.StreamHandler()) })
 	parts.Go(func() error { return h.serveMetrics(ctx, metrics) })
 	parts.Go(func() error { return h.tend(ctx) })
 	parts.Go(func() error {
