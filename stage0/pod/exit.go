@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/gantry-cri/gantry/stage0/durable"
@@ -281,7 +282,11 @@ func (d *Dir) MakeRunDir() error {
 			}
 		}
 	}
-	if err := os.MkdirAll(d.RunPath("ns"), 0o711); err != nil {
+	err := os.MkdirAll(d.RunPath("ns"), 0o711)
+	if err == nil {
+		err = os.Symlink(d.Path(), d.RunPath(podLink))
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make run directory of pod %s: %w", d.uuid, durable.NoSpace(err))
 	}
 	return nil

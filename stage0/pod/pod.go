@@ -34,6 +34,7 @@ const (
 	wasReadyFile  = "was-ready"
 	startedFile   = "started.json"
 	bootFile      = "boot"
+	podLink       = "pod" // in the pod's run directory: the pod's directory
 )
 
 // Pods is the set of all pods of a data directory. Its methods may be called by
@@ -136,6 +137,30 @@ func (p *Pods) List() ([]manifest.UUID, error) {
 		}
 	}
 	return all, nil
+}
+
+// Elsewhere are the pods of other data directories that use the same run directory:
+// what bears their names there is theirs.
+func (p *Pods) Elsewhere() ([]manifest.UUID, error) {
+	entries, err := os.ReadDir(p.runDir)
+	if err != nil {
+		return nil, fmt.Errorf("list run directories: %w", err)
+	}
+	var others []manifest.UUID
+	for _, e := range entries {
+		u, err := manifest.ParseUUID(e.Name())
+		if err != nil {
+			continue
+		}
+		if _, err := os.Lstat(p.Path(u)); err == nil {
+			continue
+		}
+		// None of an earlier version has the link.
+		if _, err := os.Stat(p.RunPath(u, podLink)); err == nil {
+			others = append(others, u)
+		}
+	}
+	return others, nil
 }
 
 // Resolve finds the pod that a person means: its UUID, its CRI id or the

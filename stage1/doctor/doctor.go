@@ -115,7 +115,8 @@ func byOrder(a, b Finding) int {
 	return cmp.Or(slices.Index(order, a.Kind)-slices.Index(order, b.Kind), strings.Compare(b.Name, a.Name))
 }
 
-// claims are the pods that have something outside of their directory, or may.
+// claims are the pods that have something outside of their directory, or may, and
+// those of other data directories that use this run directory.
 func (d *Doctor) claims() (map[manifest.UUID]bool, error) {
 	all, err := d.pods.List()
 	if err != nil {
@@ -127,7 +128,11 @@ func (d *Doctor) claims() (map[manifest.UUID]bool, error) {
 			return nil, fmt.Errorf("intents of pod %s: %w", u, err)
 		}
 	}
-	return claimed, nil
+	others, err := d.pods.Elsewhere()
+	for _, u := range others {
+		claimed[u] = true
+	}
+	return claimed, err
 }
 
 func (d *Doctor) look() ([]Finding, error) {

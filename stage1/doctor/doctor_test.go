@@ -187,3 +187,24 @@ func TestTornIntents(t *testing.T) {
 		}
 	}
 }
+
+// TestOtherDataDirectory shares the run directory with another data directory: its
+// pods' things are no leaks as long as it has them.
+func TestOtherDataDirectory(t *testing.T) {
+	d := newDoctor(t)
+	other := filepath.Join(t.TempDir(), "pods", "by-id", string(gone))
+	err := errors.Join(os.MkdirAll(other, 0o750), os.MkdirAll(d.pods.RunPath(gone, "ns"), 0o750),
+		os.Symlink(other, d.pods.RunPath(gone, "pod")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fixed, err := d.Fix(t.Context()); err != nil || len(fixed) > 0 {
+		t.Errorf("removed of another data directory: %v, %v", fixed, err)
+	}
+	if err := os.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	if fixed, err := d.Fix(t.Context()); err != nil || len(fixed) != 1 || !fixed[0].Fixed {
+		t.Errorf("what nobody has any more: %v, %v", fixed, err)
+	}
+}

@@ -33,7 +33,7 @@ func (n *node) doctor(t *testing.T, args ...string) (found []finding, content bo
 }
 
 // TestDoctor takes a running pod's intents away, so that nothing claims what it
-// has; a second pod is not touched.
+// has; a second pod is not touched, nor either by the doctor of another data directory.
 func TestDoctor(t *testing.T) {
 	n := newNode(t)
 	b := n.sandbox(t, "healthy")
@@ -43,6 +43,9 @@ func TestDoctor(t *testing.T) {
 	n.CLI(t, "run-prepared", "--detach", u)
 	if found, content := n.doctor(t); len(found) > 0 || !content {
 		t.Fatalf("on a healthy node the doctor finds %v", found)
+	}
+	if found, content := n.doctor(t, "--fix", "--dir", t.TempDir()); len(found) > 0 || !content {
+		t.Fatalf("with another data directory the doctor removes %v", found)
 	}
 	intents := filepath.Join(n.Dir, "pods/by-id", u, "intents.json")
 	kept, err := os.ReadFile(intents)
