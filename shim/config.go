@@ -160,7 +160,9 @@ func (c Config) check() error {
 		key, path string
 		optional  bool
 	}{
-		{"dir", c.Dir, false}, {"runDir", c.RunDir, false}, {"listen", c.socket(), false},
+		{"dir", c.Dir, false},
+		{"runDir", c.RunDir, false},
+		{"listen", c.socket(), false},
 		{"registryAuthFile", c.RegistryAuthFile, true},
 	}
 	for _, p := range paths {

@@ -204,21 +204,29 @@ func (w *worker) list(fd int, f func(name string, kind byte) error) error {
 		if n == 0 {
 			return nil
 		}
-		// struct linux_dirent64: inode (8), offset (8), record length (2), type (1), name.
-		for b := w.dirent[:n]; len(b) >= 19; {
-			length := int(binary.NativeEndian.Uint16(b[16:18]))
-			if length < 19 || length > len(b) {
-				return fmt.Errorf("getdents: record of %d bytes", length)
-			}
-			name, _, _ := strings.Cut(string(b[19:length]), "\x00")
-			if name != "." && name != ".." {
-				if err := f(name, b[18]); err != nil {
-					return err
-				}
-			}
-			b = b[length:]
+		if err := eachRecord(w.dirent[:n], f); err != nil {
+			return err
 		}
 	}
+}
+
+// eachRecord calls f for what getdents64 has filled b with. A struct linux_dirent64 is
+// inode (8), offset (8), record length (2), type (1), name.
+func eachRecord(b []byte, f func(name string, kind byte) error) error {
+	for len(b) >= 19 {
+		length := int(binary.NativeEndian.Uint16(b[16:18]))
+		if length < 19 || length > len(b) {
+			return fmt.Errorf("getdents: record of %d bytes", length)
+		}
+		name, _, _ := strings.Cut(string(b[19:length]), "\x00")
+		if name != "." && name != ".." {
+			if err := f(name, b[18]); err != nil {
+				return err
+			}
+		}
+		b = b[length:]
+	}
+	return nil
 }
 
 // seal gives the directory the attributes that it has in the topmost tree.
