@@ -27,11 +27,13 @@ func (p *Pipeline) extractLayer(ctx context.Context, remote fetch.Remote, l laye
 	}
 	made, err := p.passLayer(ctx, remote, l, s, times)
 	full := errors.Is(err, errdefs.ErrNoSpace)
-	guilty := s.Have() > 0 && !full || s.Kept() && full
+	guilty := s.Have() > 0 || s != nil && full // also when it has given way meanwhile
 	if err == nil || !guilty || isSourceError(ctx, err) {
 		return readyLayer{made, s}, errors.Join(err, leaveSpool(ctx, s, err))
 	}
-	p.spoolLost(l, err)
+	if s.Kept() {
+		p.spoolLost(l, err)
+	}
 	if dropErr := s.Drop(); dropErr != nil {
 		return readyLayer{}, errors.Join(err, dropErr)
 	}
