@@ -83,13 +83,16 @@ func (s *Store) extractACI(ctx context.Context, src ACISource) (*Pending, ACI, e
 	limits := s.Limits.withDefaults()
 	w, err := newWriter(path, limits)
 	if err == nil {
-		a, err = streamACI(ctx, src, w, limits.length(src.Size))
+		err = w.recorded(func() (err error) {
+			a, err = streamACI(ctx, src, w, limits.length(src.Size))
+			return err
+		})
 		p.meta = w.meta()
 		err = errors.Join(err, w.close())
 	}
 	if err == nil {
 		failpoint.Hit(failpoint.TreeExtracted)
-		p.meta.DiffID = ACIKey(a.Digest)
+		p.meta.DiffID, p.meta.ACI, p.meta.TarSplit = ACIKey(a.Digest), a.Digest, true
 		p.name = Name(p.meta.DiffID)
 		err = writeMeta(path, p.meta)
 	}

@@ -3,6 +3,8 @@
 //
 //	<dir>/trees/<12 characters>/rootfs/    the layer's files
 //	<dir>/trees/<12 characters>/meta.json  what the layer is: see Meta
+//	<dir>/trees/<12 characters>/layer.tarsplit  how to put its tar together again: see Store.Rebuild
+//	<dir>/trees/<12 characters>/replaced/  files that are in the tar and not in the layer
 //	<dir>/tmp/tree-…                       work in progress, each entry under a flock
 //
 // A layer is extracted in one pass while its blob streams in: the blob is

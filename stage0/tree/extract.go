@@ -47,13 +47,15 @@ func (s *Store) extract(ctx context.Context, l Layer, blob io.Reader) (*Pending,
 	limits := s.Limits.withDefaults()
 	w, err := newWriter(path, limits)
 	if err == nil {
-		err = stream(ctx, l, flow{blob: blob, open: open, writer: w, length: limits.length(l.Size)})
+		err = w.recorded(func() error {
+			return stream(ctx, l, flow{blob: blob, open: open, writer: w, length: limits.length(l.Size)})
+		})
 		p.meta = w.meta()
 		err = errors.Join(err, w.close())
 	}
 	if err == nil {
 		failpoint.Hit(failpoint.TreeExtracted)
-		p.meta.DiffID = l.DiffID
+		p.meta.DiffID, p.meta.TarSplit = l.DiffID, true
 		err = writeMeta(path, p.meta)
 	}
 	if err != nil {
@@ -61,6 +63,18 @@ func (s *Store) extract(ctx context.Context, l Layer, blob io.Reader) (*Pending,
 	}
 	failpoint.Hit(failpoint.TreeDescribed)
 	return p, nil
+}
+
+// recorded has the archive's record written while the archive streams in.
+func (w *writer) recorded(stream func() error) (err error) {
+	if w.split, err = newSplitter(w.tmp); err != nil {
+		return err
+	}
+	if err := stream(); err != nil {
+		_ = w.split.close() // of what is deleted
+		return err
+	}
+	return w.split.close()
 }
 
 func validate(l Layer) error {

@@ -22,6 +22,8 @@ type Meta struct {
 	// DiffID is the digest of the layer's tar; the chain ID of the stack in a fix-up
 	// tree; ACIKey in the tree of an appc image.
 	DiffID digest.Digest `json:"diffID"`
+	// ACI is the id of the appc image whose tree this is.
+	ACI digest.Digest `json:"aci,omitempty"`
 	// Fixup says that this is a fix-up tree.
 	Fixup bool `json:"fixup,omitempty"`
 	// Size is the space on disk in bytes as du counts it: allocated blocks,
@@ -31,6 +33,9 @@ type Meta struct {
 	Inodes int64 `json:"inodes"`
 	// TarSize is the length of the uncompressed layer in bytes.
 	TarSize int64 `json:"tarSize,omitempty"`
+	// TarSplit says that a record lies beside, from which the layer's tar can be put
+	// together again. Trees of before there were records, and fix-up trees, have none.
+	TarSplit bool `json:"tarSplit,omitempty"`
 	// Implied lists the directories that the layer names only as parents of
 	// other entries, sorted, relative to the root, which is ".".
 	Implied Paths `json:"implied,omitempty"`

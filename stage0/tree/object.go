@@ -54,7 +54,7 @@ func (w *writer) regular(ctx context.Context, p place, h *tar.Header, content io
 	if err != nil {
 		return err
 	}
-	err = w.content(ctx, fd, h, content)
+	err = w.content(ctx, opened{p, fd}, h, content)
 	if err == nil {
 		err = w.attributes(fd, h)
 	}
@@ -71,19 +71,44 @@ func (w *writer) regular(ctx context.Context, p place, h *tar.Header, content io
 	return w.setTimes(p, h)
 }
 
-func (w *writer) content(ctx context.Context, fd int, h *tar.Header, content io.Reader) error {
+// opened is a regular file that was made at a place.
+type opened struct {
+	place
+	fd int
+}
+
+func (w *writer) content(ctx context.Context, f opened, h *tar.Header, content io.Reader) error {
 	if h.Size > w.limits.Bytes {
 		return fmt.Errorf("file larger than %d bytes: %w", w.limits.Bytes, passed("bytes"))
 	}
 	if w.logical += h.Size; w.logical > w.limits.Bytes {
 		return fmt.Errorf("files of more than %d bytes: %w", w.limits.Bytes, passed("bytes"))
 	}
+	if h.Size == 0 {
+		return nil
+	}
+	name := join(f.dir, f.name)
+	generation := w.generations[name]
+	if w.split == nil {
+		addContent(w.contents, name, generation)
+		return syscallError(unix.Ftruncate(f.fd, h.Size))
+	}
+	w.split.begin(name, generation)
+	err := w.copyContent(ctx, f.fd, h, content)
+	w.split.end()
+	return err
+}
+
+// copyContent writes the file and has its record written.
+func (w *writer) copyContent(ctx context.Context, fd int, h *tar.Header, content io.Reader) error {
 	sparse := isSparse(h)
 	for left := h.Size; left > 0; {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		n, err := fill(content, w.buf[:min(left, chunkSize)])
+		buf := w.buf[:min(left, chunkSize)]
+		w.split.into(buf, h.Size-left)
+		n, err := fill(content, buf)
 		left -= int64(n)
 		if err != nil && (left > 0 || !errors.Is(err, io.EOF)) {
 			return readError(ctx, err)
@@ -417,6 +442,9 @@ func (w *writer) remove(p place) error {
 	if st.Nlink == 1 {
 		w.blocks -= st.Blocks
 		w.inodes--
+	}
+	if err := w.keepReplaced(p, st); err != nil {
+		return err
 	}
 	fd, err := w.dirs.fd(p.dir)
 	if err != nil {

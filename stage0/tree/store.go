@@ -153,14 +153,15 @@ func (s *Store) UsageOf(ctx context.Context, name string) (usage.Usage, error) {
 		return usage.Of(ctx, dir)
 	}
 	sum := usage.Usage{Bytes: m.Size, Inodes: m.Inodes}
-	for _, path := range []string{dir, filepath.Join(dir, metaFile)} {
+	for _, path := range []string{dir, filepath.Join(dir, metaFile), filepath.Join(dir, splitFile)} {
 		u, err := usage.Single(path)
 		if err != nil {
 			return usage.Usage{}, err
 		}
 		sum = sum.Plus(u)
 	}
-	return sum, nil
+	replaced, err := usage.Of(ctx, filepath.Join(dir, replacedDir)) // hardly any tree has some
+	return sum.Plus(replaced), err
 }
 
 // Remove takes the tree out of sight and then deletes it. A tree that is not

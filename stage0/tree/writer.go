@@ -3,8 +3,10 @@ package tree
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"math"
 	"path"
@@ -35,11 +37,13 @@ const (
 // writer writes the entries of one layer's archive below a fresh root
 // directory. Nobody else changes what lies there meanwhile.
 type writer struct {
+	tmp    string // the entry of tmp that the tree is made in
 	limits Limits
 	// take writes one entry: what kind of archive it is decides.
 	take func(ctx context.Context, h *tar.Header, content io.Reader) error
 	// literal says that names are names: no entry is a whiteout or an opaque mark.
 	literal bool
+	split   *splitter // nil: no record is written, and files are made without content
 	dirs    dirs
 	buf     []byte
 	zeros   []byte // as long as a hole is worth leaving
@@ -50,6 +54,9 @@ type writer struct {
 	blocks  int64 // of 512 bytes
 	tarSize int64
 
+	generations map[string]uint64 // of files, by path: how many were replaced
+	contents    hash.Hash         // of which files have content, in the archive's order
+
 	implied, whiteouts []string
 	skipped            []Skipped
 }
@@ -59,7 +66,7 @@ func newWriter(tmp string, limits Limits) (*writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open tree: %w", err)
 	}
-	w := &writer{limits: limits, buf: make([]byte, chunkSize), zeros: make([]byte, 4096)}
+	w := &writer{tmp: tmp, limits: limits, contents: sha256.New(), buf: make([]byte, chunkSize), zeros: make([]byte, 4096)}
 	w.take = w.entry
 	w.dirs = dirs{root: &dir{fd: fd, implied: true}, limits: limits, made: w.count}
 	if err := unix.Fchmod(fd, 0o755); err != nil { // whatever the umask
@@ -83,11 +90,20 @@ func (w *writer) meta() Meta {
 // layer writes all entries of the archive and reads it to its very end.
 func (w *writer) layer(ctx context.Context, in *ringReader) error {
 	counted := &countReader{r: in}
-	err := w.archive(ctx, counted)
+	var tar io.Reader = counted
+	drain := counted.drain
+	if s := w.split; s != nil {
+		s.in = counted
+		tar, drain = s, s.drain
+	}
+	err := w.archive(ctx, tar)
+	if w.split != nil && w.split.err != nil {
+		return fmt.Errorf("write %s: %w", splitFile, durable.NoSpace(w.split.err))
+	}
 	if err != nil && !errors.Is(err, errArchive) {
 		return err
 	}
-	if err := errors.Join(err, counted.drain()); err != nil {
+	if err := errors.Join(err, drain()); err != nil {
 		return err
 	}
 	w.tarSize = counted.n
