@@ -15,6 +15,7 @@ import (
 
 	"github.com/gantry-cri/gantry/cri"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/tree"
 	"github.com/gantry-cri/gantry/stage1"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
 )
@@ -45,6 +46,8 @@ type Config struct {
 	RegistryAuthFile string `json:"registryAuthFile,omitempty"`
 	// PullIdleTimeout is how long a registry may send nothing; zero is 60 seconds.
 	PullIdleTimeout Duration `json:"pullIdleTimeout,omitempty"`
+	// LayerLimits bound what a layer of an image may contain.
+	LayerLimits tree.Limits `json:"layerLimits,omitzero"`
 	// CgroupDriver is cgroupfs or systemd; empty is systemd where it is process 1.
 	CgroupDriver cgroup.Driver `json:"cgroupDriver,omitempty"`
 	// Runtime is the default OCI runtime's path; empty is crun, else runc.
@@ -172,6 +175,9 @@ func (c Config) check() error {
 	}
 	if strings.Contains(c.Listen, "://") && !strings.HasPrefix(c.Listen, "unix://") {
 		return fmt.Errorf("configuration: listen: %q is not a unix socket: %w", c.Listen, errdefs.ErrInvalid)
+	}
+	if err := c.LayerLimits.Check(); err != nil {
+		return fmt.Errorf("configuration: %w", err)
 	}
 	if c.CgroupDriver != "" {
 		if _, err := cgroup.ParseDriver(string(c.CgroupDriver)); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/tree"
 )
 
 // write makes a file below a new directory, and returns its path.
@@ -29,8 +30,8 @@ func write(t *testing.T, files map[string]string) string {
 
 func TestLoad(t *testing.T) {
 	file := write(t, map[string]string{
-		"config.yaml":       "dir: /data\nrunDir: /r\nverbosity: 4\nruntimes:\n  kata: {path: /usr/bin/kata}\nlimits: {claim: 30s}\n",
-		"conf.d/20-b.yaml":  "verbosity: 6\n",
+		"config.yaml":       "dir: /data\nrunDir: /r\nverbosity: 4\nruntimes:\n  kata: {path: /usr/bin/kata}\nlimits: {claim: 30s}\nlayerLimits: {bytes: 1000, ratio: 5}\n",
+		"conf.d/20-b.yaml":  "verbosity: 6\nlayerLimits: {ratio: 6}\n",
 		"conf.d/10-a.yaml":  "verbosity: 5\ncniBinDirs: [/a, /b]\n",
 		"conf.d/ignored.md": "no: yes\n",
 	})
@@ -39,7 +40,7 @@ func TestLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.Dir != "/data" || c.Verbosity != 6 || c.Runtimes["kata"].Path != "/usr/bin/kata" || c.Limits.Claim.Duration != 30*time.Second ||
-		len(c.CNIBinDirs) != 2 || c.MetricsAddress != "127.0.0.1:1" || c.RegistryConfigDir != "/etc/gantry/certs.d" {
+		c.LayerLimits != (tree.Limits{Bytes: 1000, Ratio: 6}) || len(c.CNIBinDirs) != 2 || c.MetricsAddress != "127.0.0.1:1" || c.RegistryConfigDir != "/etc/gantry/certs.d" {
 		t.Errorf("got %+v", c)
 	}
 	if c.socket() != "/r/gantry.sock" {
@@ -63,6 +64,9 @@ func TestLoadRefuses(t *testing.T) {
 		{"a relative directory", "dir: data\n", []string{`dir: "data"`}},
 		{"a relative file that may be missing", "registryAuthFile: auth\n", []string{`registryAuthFile: "auth"`}},
 		{"no unix socket", "listen: tcp://127.0.0.1:1\n", []string{"tcp://127.0.0.1:1"}},
+		{"a negative limit", "layerLimits: {ratio: -1}\n", []string{"layerLimits.ratio: -1"}},
+		{"a limit beyond the kernel's", "layerLimits: {nameLength: 256}\n", []string{"layerLimits.nameLength: 256", "255"}},
+		{"an unknown limit", "layerLimits: {size: 1}\n", []string{`"size"`}},
 		{"an unknown driver", "cgroupDriver: docker\n", []string{"cgroupDriver", "docker"}},
 	}
 	for _, tt := range tests {

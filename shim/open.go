@@ -32,6 +32,7 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	if err != nil {
 		return nil, nil, err
 	}
+	trees.Limits = cfg.LayerLimits
 	r, err := stage1.New(stage1.Config{
 		Pods: pods, TreesDir: trees.Dir(), RunDir: cfg.RunDir,
 		Driver: cfg.CgroupDriver, Runtime: cfg.Runtime, Runtimes: cfg.Runtimes, Conmon: cfg.Conmon, Init: cfg.Init,
