@@ -46,6 +46,8 @@ type Config struct {
 	RegistryAuthFile string `json:"registryAuthFile,omitempty"`
 	// PullIdleTimeout is how long a registry may send nothing; zero is 60 seconds.
 	PullIdleTimeout Duration `json:"pullIdleTimeout,omitempty"`
+	// PullTimeout bounds a pull as a whole; zero is no bound.
+	PullTimeout Duration `json:"pullTimeout,omitempty"`
 	// LayerLimits bound what a layer of an image may contain.
 	LayerLimits tree.Limits `json:"layerLimits,omitzero"`
 	// CgroupDriver is cgroupfs or systemd; empty is systemd where it is process 1.

@@ -43,7 +43,10 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 		return nil, nil, err
 	}
 	site := overlay.Site{Dir: cfg.Dir, Known: filepath.Join(cfg.RunDir, "overlay")}
-	return &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Source: Registry(cfg), Overlay: site}, r, nil
+	return &stage0.Pipeline{
+		Images: images, Trees: trees, Pods: pods, Source: Registry(cfg), Overlay: site,
+		FetchTimeout: cfg.PullTimeout.Duration,
+	}, r, nil
 }
 
 // Registry is where the images of a configuration come from.
