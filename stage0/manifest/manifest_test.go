@@ -58,6 +58,7 @@ func TestDecode(t *testing.T) {
 		{"missing", `[{"name":"os/linux/oom-score-adj"}]`, errdefs.ErrInvalid},
 		{"without a version", `[{"name":"gantry/cri","value":{}}]`, errdefs.ErrInvalid},
 		{"unknown", `[{"name":"example.com/magic","value":1}]`, errdefs.ErrInvalid},
+		{"twice", `[{"name":"resource/cpu","value":{"limit":"1"}}],"isolators":[{"name":"resource/cpu"}]`, errdefs.ErrInvalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Decode(decodable(tc.isolators))
