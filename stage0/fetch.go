@@ -93,8 +93,12 @@ func (p *Pipeline) limited(ctx context.Context) (context.Context, context.Cancel
 
 // Load brings an image of the file system into the store, as Fetch does one of a
 // registry. It gets the name by which the layout or the archive knows it, unless
-// that is a tag alone. The errors are those of fetch.OpenLocal and of Fetch.
+// that is a tag alone; an ACI gets none, and is for no platform but its own. The
+// errors are those of fetch.OpenLocal and of Fetch.
 func (p *Pipeline) Load(ctx context.Context, at imageref.Location, platform *ocispec.Platform) (_ store.Entry, err error) {
+	if at.Transport == imageref.ACI {
+		return p.loadACI(ctx, at)
+	}
 	var local *fetch.Local
 	err = p.timed(StageResolve, func() error {
 		local, err = fetch.OpenLocal(ctx, at, p.Images.TempDir())
@@ -373,14 +377,21 @@ func (p *Pipeline) describe(ctx context.Context, man fetch.Manifest) (store.Imag
 	if img.Fixup, err = p.Trees.Fixup(ctx, man.DiffIDs); err != nil {
 		return store.Image{}, err
 	}
+	trees, err := p.treesSize(img)
+	img.Size += trees
+	return img, err
+}
+
+// treesSize is what the distinct trees of an image take on disk, bytes.
+func (p *Pipeline) treesSize(img store.Image) (sum int64, err error) {
 	for _, name := range img.Trees() {
 		m, err := p.Trees.Meta(name)
 		if err != nil {
-			return store.Image{}, err
+			return 0, err
 		}
-		img.Size += m.Size
+		sum += m.Size
 	}
-	return img, nil
+	return sum, nil
 }
 
 // names returns what the image is called after a pull of ref, which resolved to d.

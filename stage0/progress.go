@@ -23,7 +23,7 @@ var LayerStates = [...]LayerState{LayerPresent, LayerWaiting, LayerFetching, Lay
 // it begins, and then for every read.
 type LayerProgress struct {
 	Image string        `json:"image"` // the reference or file that is fetched
-	Layer digest.Digest `json:"layer"` // of the blob
+	Layer digest.Digest `json:"layer"` // of the blob; empty for an ACI, which is known once it is read
 	State LayerState    `json:"state"`
 	Done  int64         `json:"done"` // bytes of the blob that have come
 	Size  int64         `json:"size"` // bytes of the blob

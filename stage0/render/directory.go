@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -157,7 +159,20 @@ func (w *worker) merge(o *opened) (*merged, error) {
 			break
 		}
 	}
+	if w.keep != nil {
+		m.filter(o.path, w.keep)
+	}
 	return m, nil
+}
+
+// filter takes out what the copy is not to have.
+func (m *merged) filter(dir string, keep func(Found) bool) {
+	m.entries = slices.DeleteFunc(m.entries, func(e entry) bool {
+		return !keep(Found{Path: path.Join(dir, e.name), Trees: []int{e.tree}})
+	})
+	maps.DeleteFunc(m.dirs, func(name string, trees []int) bool {
+		return !keep(Found{Path: path.Join(dir, name), Dir: true, Trees: trees})
+	})
 }
 
 // add takes a name of one tree, unless one above decides what is seen of it.

@@ -36,6 +36,19 @@ type Job struct {
 	To string
 	// Survival is what the copy outlives once Run has returned.
 	Survival durable.Survival
+	// Keep says of each path but the root whether the copy is to have it; a directory
+	// that is left out takes along all that is below it. It is called by several
+	// goroutines. Nil keeps everything.
+	Keep func(Found) bool
+}
+
+// Found is a path that the trees show.
+type Found struct {
+	Path string // relative to the root
+	Dir  bool
+	// Trees are those that show through there, topmost first, by their place in
+	// Job.Roots. They are one for anything but a directory.
+	Trees []int
 }
 
 // Run makes the copy under another name, syncs it if it is to survive a power
@@ -55,13 +68,13 @@ func (j Job) run(ctx context.Context) error {
 		return err
 	}
 	if j.Survival != durable.PowerCut {
-		if err := copyTrees(ctx, j.Roots, fresh); err != nil {
+		if err := j.copyTrees(ctx, fresh); err != nil {
 			return err
 		}
 		return os.Rename(fresh, j.To)
 	}
 	stop := syncAlong(fresh)
-	err := copyTrees(ctx, j.Roots, fresh)
+	err := j.copyTrees(ctx, fresh)
 	stop()
 	if err != nil {
 		return err
@@ -104,6 +117,7 @@ type copier struct {
 	roots   []int         // of the trees, topmost first
 	uncopy  []atomic.Bool // by tree: its files cannot be cloned to the target
 	to      int           // the root of the copy
+	keep    func(Found) bool
 	pending stack
 	links   links
 }
@@ -130,8 +144,8 @@ type entry struct {
 	tree int // the one that it comes from
 }
 
-func copyTrees(parent context.Context, roots []string, to string) (err error) {
-	c := &copier{uncopy: make([]atomic.Bool, len(roots)), to: -1}
+func (j Job) copyTrees(parent context.Context, to string) (err error) {
+	c := &copier{uncopy: make([]atomic.Bool, len(j.Roots)), to: -1, keep: j.Keep}
 	defer func() {
 		for _, fd := range append(c.roots, c.to) {
 			if fd >= 0 {
@@ -139,8 +153,8 @@ func copyTrees(parent context.Context, roots []string, to string) (err error) {
 			}
 		}
 	}()
-	all := make([]int, len(roots))
-	for i, root := range roots {
+	all := make([]int, len(j.Roots))
+	for i, root := range j.Roots {
 		fd, err := openDir(unix.AT_FDCWD, root)
 		if err != nil {
 			return err

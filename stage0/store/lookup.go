@@ -84,11 +84,20 @@ func (s *Store) byID(name, digits string, idOf func(Image) string) (Entry, error
 			found = append(found, e)
 		}
 	}
-	switch len(found) {
-	case 0:
+	if len(found) == 0 {
 		return Entry{}, fmt.Errorf("image %q: %w", name, errdefs.ErrNotFound)
-	case 1:
-		return found[0], nil
+	}
+	// One appc image on other dependencies is another image of the same appc id: the
+	// latest is meant.
+	newest, same := found[0], true
+	for _, e := range found[1:] {
+		same = same && idOf(e.Image) == idOf(newest.Image)
+		if e.Image.PulledAt.After(newest.Image.PulledAt) {
+			newest = e
+		}
+	}
+	if same {
+		return newest, nil
 	}
 	return Entry{}, fmt.Errorf("image id %q is ambiguous: %s, %s: %w", name, found[0].Image.ID, found[1].Image.ID, errdefs.ErrInvalid)
 }

@@ -62,12 +62,24 @@ type Layer struct {
 	Tree      string        `json:"tree"` // its name in the tree store
 }
 
+// Kind is what an image is in the words of those who made it.
+type Kind string
+
+// The kinds. Those of containers have none: their manifest and configuration are
+// what a registry or an archive served.
+const (
+	// KindACI is an appc image. Its manifest is appc's, and its configuration was
+	// made of that.
+	KindACI Kind = "aci"
+)
+
 // Image is the record of an image: what never changes about it.
 type Image struct {
-	Schema         int              `json:"schema"`         // format.Image's
-	ID             digest.Digest    `json:"id"`             // of the config; always SHA-256
+	Schema         int              `json:"schema"` // format.Image's
+	ID             digest.Digest    `json:"id"`     // of the config; always SHA-256
+	Kind           Kind             `json:"kind,omitempty"`
 	ManifestDigest digest.Digest    `json:"manifestDigest"` // of the platform's manifest, not of an index
-	AppcID         string           `json:"appcID"`         // "sha512-" and the SHA-512 of the manifest
+	AppcID         string           `json:"appcID"`         // "sha512-" and the SHA-512 of the manifest, or of an uncompressed ACI
 	Layers         []Layer          `json:"layers"`         // bottom first
 	Fixup          string           `json:"fixup,omitempty"`
 	Size           int64            `json:"size"` // bytes on disk of its distinct trees and its records
