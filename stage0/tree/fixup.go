@@ -52,16 +52,8 @@ func (s *Store) fixup(ctx context.Context, diffIDs []digest.Digest) (string, err
 	if _, ok, err := s.has(name, chainID); ok || err != nil {
 		return name, err
 	}
-	st, err := s.stack(diffIDs)
-	if err != nil {
-		return "", err
-	}
-	sources, err := st.sources(ctx)
-	if err != nil || len(sources) == 0 {
-		return "", err
-	}
-	p, err := s.writeFixup(ctx, chainID, sources)
-	if err != nil {
+	p, err := s.renderFixup(ctx, chainID, diffIDs)
+	if err != nil || p == nil {
 		return "", err
 	}
 	failpoint.Hit(failpoint.FixupWritten)
@@ -71,6 +63,36 @@ func (s *Store) fixup(ctx context.Context, diffIDs []digest.Digest) (string, err
 	failpoint.Hit(failpoint.FixupCommitted)
 	return name, nil
 }
+
+// renderFixup returns nil when the stack needs no fix-up tree.
+func (s *Store) renderFixup(ctx context.Context, chainID digest.Digest, diffIDs []digest.Digest) (*Pending, error) {
+	st, err := s.stack(diffIDs)
+	if err != nil {
+		return nil, err
+	}
+	sources, err := st.sources(ctx)
+	if err != nil || len(sources) == 0 {
+		return nil, err
+	}
+	return s.writeFixup(ctx, chainID, sources)
+}
+
+// RebuildFixup makes the fix-up tree of a stack once more, to hold the stored one to.
+// It is nil if the stack needs none. Errors are as with Fixup.
+func (s *Store) RebuildFixup(ctx context.Context, diffIDs []digest.Digest) (*Rebuilt, error) {
+	p, err := s.renderFixup(ctx, identity.ChainID(diffIDs), diffIDs)
+	if err != nil {
+		return nil, fmt.Errorf("make fix-up tree: %w", err)
+	}
+	if p == nil {
+		return nil, nil
+	}
+	return &Rebuilt{Root: filepath.Join(p.path, rootfsName), Meta: p.meta, pending: p}, nil
+}
+
+// Pending returns what was made as a tree that can be committed. It is whole for a
+// fix-up tree alone: files have no content.
+func (r *Rebuilt) Pending() *Pending { return r.pending }
 
 // stack is the layers of an image, topmost first.
 type stack []stackLayer

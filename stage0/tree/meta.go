@@ -79,8 +79,10 @@ func readMeta(dir string) (Meta, error) {
 		return Meta{}, fmt.Errorf("read tree: %w", err)
 	}
 	var m Meta
-	if err := format.Tree.Decode(b, &m); err != nil {
+	if err := format.Tree.Decode(b, &m); errors.Is(err, errdefs.ErrUnsupported) {
 		return Meta{}, fmt.Errorf("read %s: %w", path, err)
+	} else if err != nil {
+		return Meta{}, fmt.Errorf("read %s: %w: %w", path, ErrMeta, err)
 	}
 	return m, nil
 }

@@ -17,6 +17,15 @@ var ErrNoRecord = fmt.Errorf("extracted by an earlier version, fetch it again: %
 // ErrRecord says that the record of a layer is damaged or missing.
 var ErrRecord = tarsplit.ErrDamaged
 
+// ErrMeta says that meta.json cannot be understood.
+var ErrMeta = fmt.Errorf("%w meta.json", errdefs.ErrUnverified)
+
+// The names of a tree's records, for people.
+const (
+	MetaName   = metaFile
+	RecordName = splitFile
+)
+
 // Rebuilt is what a tree should be. It lies in tmp/ until Discard.
 type Rebuilt struct {
 	// Root is a tree with all that the stored one should have but the contents of

@@ -3,6 +3,7 @@ package tree_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -13,32 +14,37 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/tree"
+	"github.com/gantry-cri/gantry/stage0/verify"
 )
 
-// TestRebuild extracts each layer of the corpus of nasty images, and puts its tar
-// together again.
-func TestRebuild(t *testing.T) {
+// TestVerifyContract extracts each image of the corpus of nasty ones, and proves every
+// tree, the fix-up trees too.
+func TestVerifyContract(t *testing.T) {
 	s, dir := open(t)
 	for _, img := range contractImages(t) {
 		t.Run(img.name, func(t *testing.T) {
+			var ids []digest.Digest
 			for i, l := range img.layers {
-				p := commit(t, s, l)
-				r, err := s.Rebuild(t.Context(), p.Name())
-				if err != nil {
-					t.Fatalf("layer %d: %v", i, err)
-				}
-				if r.Meta.DiffID != digest.FromBytes(l) || len(r.Damaged) > 0 {
-					t.Errorf("layer %d of %d bytes: rebuilt %d bytes, damaged %v", i, len(l), r.Meta.TarSize, r.Damaged)
-				}
-				if err := r.Discard(); err != nil {
-					t.Error(err)
-				}
-				isEmpty(t, filepath.Join(dir, "tmp"))
-				if i > 20 {
-					break // those of 127 are all alike
-				}
+				commit(t, s, l)
+				ids = append(ids, digest.FromBytes(l))
+				proven(t, fmt.Sprintf("layer %d", i), func() (verify.Report, error) { return verify.Tree(t.Context(), s, ids[i]) })
 			}
+			fixup, err := s.Fixup(t.Context(), ids)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fixup != "" {
+				proven(t, "fix-up tree", func() (verify.Report, error) { return verify.Fixup(t.Context(), s, fixup, ids) })
+			}
+			isEmpty(t, filepath.Join(dir, "tmp"))
 		})
+	}
+}
+
+func proven(t *testing.T, what string, check func() (verify.Report, error)) {
+	t.Helper()
+	if r, err := check(); err != nil || !r.Proven() {
+		t.Errorf("%s: %+v, %v", what, r, err)
 	}
 }
 

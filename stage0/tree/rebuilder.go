@@ -215,7 +215,7 @@ func (b *rebuilder) nextFile(e tarsplit.Extent) error {
 	if b.replaced >= 0 && unix.Fstatat(b.replaced, kept, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
 		at, name = b.replaced, kept
 	}
-	fd, err := openBeneath(at, name, unix.O_RDONLY|unix.O_NOATIME|unix.O_NONBLOCK)
+	fd, err := OpenBeneath(at, name, unix.O_RDONLY|unix.O_NOATIME|unix.O_NONBLOCK)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO):
 		return nil
@@ -232,9 +232,9 @@ func (b *rebuilder) nextFile(e tarsplit.Extent) error {
 	return nil
 }
 
-// openBeneath opens what lies below a directory, and nothing that a symbolic link
-// leads to.
-func openBeneath(at int, path string, flags uint64) (int, error) {
+// OpenBeneath opens what lies below a directory, by its relative path, and nothing
+// that a symbolic link leads to. The caller closes the descriptor.
+func OpenBeneath(at int, path string, flags uint64) (int, error) {
 	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	for {
 		fd, err := unix.Openat2(at, path, &how)

@@ -79,6 +79,9 @@ func hashName(s string) string {
 // Its files are under Path(name)/rootfs.
 func (s *Store) Path(name string) string { return filepath.Join(s.trees, name) }
 
+// Root returns the absolute path of the files of the tree with this name.
+func (s *Store) Root(name string) string { return filepath.Join(s.trees, name, rootfsName) }
+
 // Dir returns the absolute path of the folder that holds all trees: what
 // overlay.Mount takes.
 func (s *Store) Dir() string { return s.trees }
