@@ -48,6 +48,9 @@ type Config struct {
 	PullIdleTimeout Duration `json:"pullIdleTimeout,omitempty"`
 	// PullTimeout bounds a pull as a whole; zero is no bound.
 	PullTimeout Duration `json:"pullTimeout,omitempty"`
+	// SpoolAbove is the size in bytes above which what has come of a layer is kept, so that
+	// a pull that was cut short goes on there; zero is 256 MiB, negative keeps none.
+	SpoolAbove int64 `json:"spoolAbove,omitempty"`
 	// LayerLimits bound what a layer of an image may contain.
 	LayerLimits tree.Limits `json:"layerLimits,omitzero"`
 	// CgroupDriver is cgroupfs or systemd; empty is systemd where it is process 1.

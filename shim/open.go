@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"path/filepath"
 
 	"github.com/gantry-cri/gantry/stage0"
@@ -14,6 +15,9 @@ import (
 	"github.com/gantry-cri/gantry/stage1"
 	"github.com/gantry-cri/gantry/stage1/network"
 )
+
+// spoolAbove is a size that takes a slow line long, and more room than most layers.
+const spoolAbove = 256 << 20
 
 // Open makes the pipeline and the runner of a configuration: what the daemon and
 // the command line both work with, so that they cannot differ. It starts nothing
@@ -45,7 +49,7 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	site := overlay.Site{Dir: cfg.Dir, Known: filepath.Join(cfg.RunDir, "overlay")}
 	return &stage0.Pipeline{
 		Images: images, Trees: trees, Pods: pods, Source: Registry(cfg), Overlay: site,
-		FetchTimeout: cfg.PullTimeout.Duration,
+		FetchTimeout: cfg.PullTimeout.Duration, SpoolAbove: cmp.Or(cfg.SpoolAbove, spoolAbove),
 	}, r, nil
 }
 

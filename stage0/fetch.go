@@ -264,7 +264,9 @@ func (p *Pipeline) claim(ctx context.Context, ls []layer, times *fetchTimes) (he
 			if err != nil {
 				return held, busy, err
 			}
-			p.present(l, times)
+			if err := p.present(l, times); err != nil {
+				return held, busy, err
+			}
 			continue
 		}
 		l.unlock, err = p.Images.TryLockLayer(l.name)
@@ -298,16 +300,18 @@ func (p *Pipeline) keepMissing(held []layer, l layer, times *fetchTimes, lockErr
 	if err != nil || there {
 		l.unlock()
 		if there {
-			p.present(l, times)
+			err = p.present(l, times)
 		}
 		return held, err
 	}
 	return append(held, l), nil
 }
 
-func (p *Pipeline) present(l layer, times *fetchTimes) {
+// present also drops the spool of a process that was killed when it had made the tree.
+func (p *Pipeline) present(l layer, times *fetchTimes) error {
 	times.missing.Add(-l.Size)
 	p.layerIs(l, LayerPresent, 0)
+	return spool.Discard(p.Images.TempDir(), l.Digest)
 }
 
 // readyLayer is a layer that is complete and not visible yet, with its spool, which is

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -35,27 +34,21 @@ func noise(n int) string {
 	return string(b)
 }
 
-// wire is a proxy before a registry with an image of one large layer. It counts what it
-// sends of the layer, and stops within the first answer when it is told to.
+// wire is a registry with an image of one large layer, behind a proxy that counts.
 type wire struct {
-	*registrytest.Proxy
+	*registrytest.Wire
 	image  string
 	layer  v1.Layer
 	digest string
 	size   int64
-
-	mu     sync.Mutex // guards what follows
-	asked  []string   // the ranges that were asked for; "" is everything
-	sent   []int64    // of each answer
-	holdAt int64      // the first answer stops after so many bytes; 0: none does
-	held   chan struct{}
-	answer func(w http.ResponseWriter, q *http.Request, next http.Handler)
 }
 
-func newWire(t *testing.T) *wire {
+// newWire returns one that stops in the middle of its first answer, unless there is
+// another answer.
+func newWire(t *testing.T, answer func(w http.ResponseWriter, q *http.Request, next http.Handler)) *wire {
 	t.Helper()
 	needRoot(t)
-	x := &wire{held: make(chan struct{})}
+	x := &wire{}
 	reg := registrytest.Start(t)
 	x.layer = registrytest.PlainLayer(t, false, registrytest.Tar(t, "a", noise(3<<20)))
 	x.digest = digestOf(t, x.layer)
@@ -63,64 +56,18 @@ func newWire(t *testing.T) *wire {
 	if x.size, err = x.layer.Size(); err != nil {
 		t.Fatal(err)
 	}
-	x.holdAt = x.size / 2
 	reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{x.layer}}))
-	x.Proxy = reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
-		if q.Method != http.MethodGet || !strings.HasSuffix(q.URL.Path, x.digest) {
-			next.ServeHTTP(w, q)
-			return
-		}
-		x.mu.Lock()
-		n := len(x.asked)
-		x.asked, x.sent = append(x.asked, q.Header.Get("Range")), append(x.sent, 0)
-		answer := x.answer
-		x.mu.Unlock()
-		if answer == nil {
-			answer = func(w http.ResponseWriter, q *http.Request, next http.Handler) { next.ServeHTTP(w, q) }
-		}
-		answer(&metered{w, x, n, q.Context()}, q, next)
-	})
+	holdAt := x.half()
+	if answer != nil {
+		holdAt = 0
+	}
+	x.Wire = reg.Wire(t, x.digest, holdAt, answer)
 	x.image = x.Host + "/i:1"
 	return x
 }
 
-// metered counts, and stops the first answer where it is told to.
-type metered struct {
-	http.ResponseWriter
-	wire *wire
-	n    int // of the answer
-	ctx  context.Context
-}
-
-func (m *metered) Write(p []byte) (int, error) {
-	m.wire.mu.Lock()
-	left := int64(len(p))
-	hold := m.n == 0 && m.wire.holdAt > 0
-	if hold {
-		left = min(left, m.wire.holdAt-m.wire.sent[0])
-	}
-	m.wire.sent[m.n] += left
-	stop := hold && m.wire.sent[0] == m.wire.holdAt
-	m.wire.mu.Unlock()
-	n, err := m.ResponseWriter.Write(p[:left])
-	if err != nil || !stop {
-		return n, err
-	}
-	m.ResponseWriter.(http.Flusher).Flush()
-	close(m.wire.held)
-	<-m.ctx.Done()
-	panic(http.ErrAbortHandler)
-}
-
-// traffic is what was asked for, and how many bytes were sent.
-func (x *wire) traffic() (asked []string, sent int64) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, n := range x.sent {
-		sent += n
-	}
-	return x.asked, sent
-}
+// honest answers as the registry does, to the end.
+func honest(w http.ResponseWriter, q *http.Request, next http.Handler) { next.ServeHTTP(w, q) }
 
 func (x *wire) half() int64 { return x.size / 2 }
 
@@ -131,7 +78,7 @@ func (x *wire) spool(dir string) string {
 // waitHalf waits until the spool has all that was sent.
 func (x *wire) waitHalf(t *testing.T, dir string) {
 	t.Helper()
-	<-x.held
+	<-x.Held
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		info, err := os.Stat(x.spool(dir))
 		if err == nil && info.Size() == x.half() {
@@ -177,7 +124,7 @@ func (x *wire) complete(t *testing.T, dir string) *observer {
 
 func (x *wire) wantRest(t *testing.T) {
 	t.Helper()
-	asked, sent := x.traffic()
+	asked, sent := x.Traffic()
 	if fmt.Sprint(asked) != fmt.Sprintf("[ bytes=%d-]", x.half()) || sent != x.size {
 		t.Errorf("asked for %q, %d bytes of %d sent", asked, sent, x.size)
 	}
@@ -210,7 +157,7 @@ func TestSpoolChild(t *testing.T) {
 // A process that is killed in the middle leaves a spool, and the next one asks for the
 // rest alone. Every byte comes over the wire once.
 func TestSpoolSurvivesKill(t *testing.T) {
-	x := newWire(t)
+	x := newWire(t, nil)
 	dir := t.TempDir()
 	cmd := x.fetchChild(t, dir)
 	x.waitHalf(t, dir)
@@ -241,7 +188,7 @@ func TestSpoolSurvivesKill(t *testing.T) {
 
 // A process that waits for another's download takes it up when that one is killed.
 func TestSpoolChangesHands(t *testing.T) {
-	x := newWire(t)
+	x := newWire(t, nil)
 	dir := t.TempDir()
 	first := x.fetchChild(t, dir)
 	x.waitHalf(t, dir)
@@ -276,7 +223,7 @@ func waits(o *observer) bool {
 
 // What a cancelled fetch had stays for the next one; below the size nothing is written.
 func TestSpoolSurvivesCancel(t *testing.T) {
-	x := newWire(t)
+	x := newWire(t, nil)
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	p, _ := x.fetcher(t, dir)
@@ -300,7 +247,7 @@ func TestSpoolSurvivesCancel(t *testing.T) {
 
 // A layer that is no larger than the limit is not spooled.
 func TestSpoolOnlyLarge(t *testing.T) {
-	x := newWire(t)
+	x := newWire(t, nil)
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -311,7 +258,7 @@ func TestSpoolOnlyLarge(t *testing.T) {
 		_, err := p.Fetch(ctx, request(t, x.image))
 		done <- err
 	}()
-	<-x.held
+	<-x.Held
 	if _, err := os.Stat(x.spool(dir)); !os.IsNotExist(err) {
 		t.Errorf("spool: %v", err)
 	}
@@ -345,8 +292,11 @@ func TestSpoolIsNotTrusted(t *testing.T) {
 		{name: "the registry lies", content: func(*wire) string { return "" }, answer: flip, asked: 1, err: errdefs.ErrUnverified},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			x := newWire(t)
-			x.holdAt, x.answer = 0, tc.answer
+			answer := tc.answer
+			if answer == nil {
+				answer = honest
+			}
+			x := newWire(t, answer)
 			dir := t.TempDir()
 			if err := os.Mkdir(filepath.Join(dir, "tmp"), 0o700); err != nil {
 				t.Fatal(err)
@@ -365,7 +315,7 @@ func TestSpoolIsNotTrusted(t *testing.T) {
 				}
 				wantEmpty(t, dir, "tmp")
 			}
-			if asked, _ := x.traffic(); len(asked) != tc.asked || asked[len(asked)-1] != "" || len(o.lost) != tc.lost {
+			if asked, _ := x.Traffic(); len(asked) != tc.asked || asked[len(asked)-1] != "" || len(o.lost) != tc.lost {
 				t.Errorf("asked for %q, lost %q", asked, o.lost)
 			}
 		})
@@ -375,8 +325,10 @@ func TestSpoolIsNotTrusted(t *testing.T) {
 // A spool that has all of the layer asks for nothing; a registry that does not give
 // parts is read from the beginning.
 func TestSpoolWhole(t *testing.T) {
-	x := newWire(t)
-	x.holdAt = 0
+	x := newWire(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		q.Header.Del("Range")
+		next.ServeHTTP(w, q)
+	})
 	want, err := x.layer.Compressed()
 	if err != nil {
 		t.Fatal(err)
@@ -391,10 +343,6 @@ func TestSpoolWhole(t *testing.T) {
 		sent int64
 	}{{"all", x.size, 0}, {"all but a byte", x.size - 1, x.size}} {
 		t.Run(tc.name, func(t *testing.T) {
-			x.answer = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
-				q.Header.Del("Range")
-				next.ServeHTTP(w, q)
-			}
 			dir := t.TempDir()
 			if err := os.Mkdir(filepath.Join(dir, "tmp"), 0o700); err != nil {
 				t.Fatal(err)
@@ -402,9 +350,9 @@ func TestSpoolWhole(t *testing.T) {
 			if err := os.WriteFile(x.spool(dir), blob[:tc.have], 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, before := x.traffic()
+			_, before := x.Traffic()
 			o := x.complete(t, dir)
-			if _, sent := x.traffic(); sent-before != tc.sent || len(o.lost) > 0 {
+			if _, sent := x.Traffic(); sent-before != tc.sent || len(o.lost) > 0 {
 				t.Errorf("%d bytes sent, lost %q", sent-before, o.lost)
 			}
 		})
@@ -420,8 +368,7 @@ func TestSpoolWithoutRoom(t *testing.T) {
 		err  error
 	}{{"for the tree", "5m", nil}, {"for neither", "2m", errdefs.ErrNoSpace}} {
 		t.Run(tc.name, func(t *testing.T) {
-			x := newWire(t)
-			x.holdAt = 0
+			x := newWire(t, honest)
 			dir := t.TempDir()
 			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+tc.room); err != nil {
 				t.Skipf("cannot mount a small file system: %v", err)
@@ -439,7 +386,7 @@ func TestSpoolWithoutRoom(t *testing.T) {
 			if len(o.lost) != 1 || !strings.Contains(o.lost[0], "no space left") {
 				t.Errorf("lost %q", o.lost)
 			}
-			if asked, _ := x.traffic(); len(asked) > 2 {
+			if asked, _ := x.Traffic(); len(asked) > 2 {
 				t.Errorf("asked for %q", asked)
 			}
 			wantEmpty(t, dir, "tmp")

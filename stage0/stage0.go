@@ -35,7 +35,7 @@ type Pipeline struct {
 	FetchTimeout time.Duration
 	// SpoolAbove is the size in bytes above which a layer's blob is kept on disk while
 	// Fetch downloads it, so that the next Fetch goes on where this process ended; zero
-	// keeps none.
+	// or less keeps none.
 	SpoolAbove int64
 }
 

@@ -9,6 +9,7 @@ const (
 	// Fetching an image.
 	FetchResolved Point = iota
 	LayerLocked
+	SpoolOpened
 	TreeEntryMade
 	TreeEntryLocked
 	TreeExtracted
@@ -16,6 +17,7 @@ const (
 	TreesSynced
 	TreeRenamed
 	TreesCommitted
+	SpoolDropped
 	FixupWritten
 	FixupCommitted
 	ImageWritten
@@ -101,6 +103,7 @@ const (
 var points = [count]string{
 	FetchResolved:     "fetch-resolved",
 	LayerLocked:       "layer-locked",
+	SpoolOpened:       "spool-opened",
 	TreeEntryMade:     "tree-entry-made",
 	TreeEntryLocked:   "tree-entry-locked",
 	TreeExtracted:     "tree-extracted",
@@ -108,6 +111,7 @@ var points = [count]string{
 	TreesSynced:       "trees-synced",
 	TreeRenamed:       "tree-renamed",
 	TreesCommitted:    "trees-committed",
+	SpoolDropped:      "spool-dropped",
 	FixupWritten:      "fixup-written",
 	FixupCommitted:    "fixup-committed",
 	ImageWritten:      "image-written",

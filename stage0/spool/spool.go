@@ -26,6 +26,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
@@ -49,10 +50,11 @@ type Spool struct {
 // What is longer than the blob is emptied. It returns ErrBusy when somebody else
 // downloads the same blob.
 func Open(ctx context.Context, dir string, blob digest.Digest, size int64) (*Spool, error) {
-	s := &Spool{path: filepath.Join(dir, prefix+blob.Algorithm().String()+"-"+blob.Encoded()), size: size}
+	s := &Spool{path: pathOf(dir, blob), size: size}
 	if err := s.open(ctx); err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
+	failpoint.Hit(failpoint.SpoolOpened)
 	return s, nil
 }
 
@@ -110,10 +112,25 @@ func (s *Spool) Drop() error {
 	err := os.Remove(s.path)
 	durable.Unlock(s.file)
 	s.file = nil
+	failpoint.Hit(failpoint.SpoolDropped)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("drop spool: %w", err)
 	}
 	return nil
+}
+
+// Discard deletes the spool of a blob that is complete elsewhere. It leaves one that
+// somebody holds.
+func Discard(dir string, blob digest.Digest) error {
+	_, err := locked(pathOf(dir, blob), func(path string, _ *os.File) (int64, error) { return 0, os.Remove(path) })
+	if err != nil {
+		return fmt.Errorf("discard spool: %w", err)
+	}
+	return nil
+}
+
+func pathOf(dir string, blob digest.Digest) string {
+	return filepath.Join(dir, prefix+blob.Algorithm().String()+"-"+blob.Encoded())
 }
 
 // Reader reads a blob: what the spool has, then the rest, which the spool gets.
@@ -199,7 +216,17 @@ func each(dir string, before time.Time, do func(path string) error) (sum int64, 
 		if !strings.HasPrefix(e.Name(), prefix) {
 			continue
 		}
-		n, err := one(filepath.Join(dir, e.Name()), before, do)
+		n, err := locked(filepath.Join(dir, e.Name()), func(path string, file *os.File) (int64, error) {
+			info, err := file.Stat()
+			if err != nil || !info.ModTime().Before(before) {
+				return 0, err
+			}
+			u, err := usage.Single(path)
+			if err != nil {
+				return 0, err
+			}
+			return u.Bytes, do(path)
+		})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("sweep spools: %w", err))
 		}
@@ -208,7 +235,9 @@ func each(dir string, before time.Time, do func(path string) error) (sum int64, 
 	return sum, errors.Join(errs...)
 }
 
-func one(path string, before time.Time, do func(path string) error) (int64, error) {
+// locked calls do with the lock of path held, and not at all if somebody holds it or
+// nothing is there.
+func locked(path string, do func(path string, file *os.File) (int64, error)) (int64, error) {
 	file, err := durable.TryLock(path, durable.Exclusive)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errdefs.ErrBusy) {
 		return 0, nil
@@ -217,13 +246,5 @@ func one(path string, before time.Time, do func(path string) error) (int64, erro
 		return 0, err
 	}
 	defer durable.Unlock(file)
-	info, err := file.Stat()
-	if err != nil || !info.ModTime().Before(before) {
-		return 0, err
-	}
-	u, err := usage.Single(path)
-	if err != nil {
-		return 0, err
-	}
-	return u.Bytes, do(path)
+	return do(path, file)
 }

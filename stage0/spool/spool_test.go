@@ -141,6 +141,21 @@ func TestHeld(t *testing.T) {
 	}
 }
 
+// TestDiscard deletes a spool that nobody holds.
+func TestDiscard(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	if _, err := read(t, s, strings.NewReader("some")); err != nil {
+		t.Fatal(err)
+	}
+	if err := spool.Discard(dir, blob); err != nil || names(t, dir) == "" {
+		t.Errorf("of one that is held: %v", err)
+	}
+	if err := errors.Join(s.Close(), spool.Discard(dir, blob), spool.Discard(dir, blob)); err != nil || names(t, dir) != "" {
+		t.Errorf("%v, %s is left", err, names(t, dir))
+	}
+}
+
 // TestNone holds what a nil spool is.
 func TestNone(t *testing.T) {
 	var s *spool.Spool

@@ -32,6 +32,9 @@ type life struct {
 	uuid   string
 }
 
+// spoolAll has even the smallest layers spooled.
+const spoolAll = "spoolAbove: 1\n"
+
 func TestKilledAtEveryPoint(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("runs containers: needs root")
@@ -42,7 +45,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	registry.Push(t, "contract/stack:1", web)
-	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}})
+	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}, Config: spoolAll})
 	hits := filepath.Join(t.TempDir(), "hits")
 	image := "docker://" + registry.Ref("contract/stack:1")
 	scope := harness.LeakScope{Dirs: []string{g.Base}, Bridge: g.Network.Bridge}

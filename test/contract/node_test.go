@@ -48,7 +48,7 @@ func newNodeOn(t *testing.T, dir string, args ...string) *node {
 		t.Fatal(err)
 	}
 	r.Push(t, "busybox:1", img)
-	g := harness.StartGantry(t, harness.GantryOptions{Dir: dir, Registries: []string{r.Addr}, Args: args})
+	g := harness.StartGantry(t, harness.GantryOptions{Dir: dir, Registries: []string{r.Addr}, Config: spoolAll, Args: args})
 	n := &node{Gantry: g, Raw: g.Raw(t), image: r.Ref("busybox:1")}
 	n.pull(t)
 	return n

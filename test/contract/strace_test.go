@@ -39,7 +39,7 @@ func TestKilledBlindly(t *testing.T) {
 		t.Fatal(err)
 	}
 	registry.Push(t, "contract/pause:1", img)
-	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}})
+	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}, Config: spoolAll})
 	b := &blind{g: g, image: "docker://" + registry.Ref("contract/pause:1"), scope: harness.LeakScope{Dirs: []string{g.Base}, Bridge: g.Network.Bridge}}
 	b.warmUp(t)
 	before, err := harness.TakeSnapshot(b.scope)

@@ -26,6 +26,7 @@ type GantryOptions struct {
 	CgroupDriver string   // $GANTRY_CGROUP_DRIVER or cgroupfs unless set
 	NoNetwork    bool     // an empty CNI configuration directory
 	Dir          string   // --dir; one of its own unless set
+	Config       string   // text of the configuration file of all commands; none unless set
 	Args         []string // more arguments of serve
 	Env          []string
 	Wrapper      []string // a program and arguments that become the daemon by exec
@@ -121,6 +122,11 @@ func NewGantry(tb testing.TB, o GantryOptions) *Gantry {
 	for _, addr := range o.Registries {
 		WriteHosts(tb, g.RegistryDir, addr)
 	}
+	if o.Config != "" {
+		if err := os.WriteFile(g.configFile(), []byte(o.Config), 0o600); err != nil {
+			tb.Fatalf("write configuration: %v", err)
+		}
+	}
 	scope := LeakScope{Dirs: []string{base, g.Dir}}
 	if !o.NoNetwork {
 		g.Network = NewNetwork(tb, base)
@@ -146,6 +152,8 @@ func StartGantry(tb testing.TB, o GantryOptions) *Gantry {
 	g.Start(tb)
 	return g
 }
+
+func (g *Gantry) configFile() string { return filepath.Join(g.Base, "config.yaml") }
 
 func (g *Gantry) confDir() string { return filepath.Join(g.Base, "net.d") }
 
@@ -183,10 +191,14 @@ func (g *Gantry) Raw(tb testing.TB) Raw {
 
 // flags are those that the daemon and all other subcommands have in common.
 func (g *Gantry) flags() []string {
-	return []string{
+	flags := []string{
 		"--dir", g.Dir, "--run-dir", g.RunDir, "--cni-conf-dir", g.confDir(), "--cni-bin-dir", CNIBinDir,
 		"--registry-config-dir", g.RegistryDir, "--cgroup-driver", g.options.CgroupDriver,
 	}
+	if g.options.Config != "" {
+		flags = append(flags, "--config", g.configFile())
+	}
+	return flags
 }
 
 // Command is a subcommand of gantry on this daemon's directories. It may be run
