@@ -130,8 +130,12 @@ func (c *containers) image(spec *runtimeapi.ImageSpec) (translate.Image, stage0.
 	if err != nil {
 		return fail(err)
 	}
+	appc, err := stage0.AppcManifest(c.images, e.Image)
+	if err != nil {
+		return fail(err)
+	}
 	name := imageName(spec, e)
-	img := translate.Image{ID: e.Image.ID.String(), AppcID: e.Image.AppcID, Name: name, Config: config}
+	img := translate.Image{ID: e.Image.ID.String(), AppcID: e.Image.AppcID, Name: name, Config: config, Appc: appc}
 	return img, stage0.AppImage{Image: e.Image, Name: name, Ref: imageRef(e)}, nil
 }
 

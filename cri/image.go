@@ -31,6 +31,7 @@ type Images interface {
 	Lookup(name string) (store.Entry, error)
 	List() ([]store.Entry, error)
 	Config(id digest.Digest) (ocispec.Image, error)
+	Manifest(id digest.Digest) ([]byte, error)
 	Remove(ctx context.Context, id digest.Digest) error
 }
 

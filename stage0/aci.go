@@ -79,7 +79,7 @@ func (p *Pipeline) fetchACI(ctx context.Context, src *fetch.ACI, label string, t
 		return err
 	}
 	l := layer{Layer: tree.Layer{Size: src.Size}, image: label}
-	r := &meteredReader{pipeline: p, layer: l, times: times, blob: src}
+	r := &meteredReader{pipeline: p, layer: l, times: times, blob: &countedBlob{src, p}}
 	p.layerIs(l, LayerFetching, 0)
 	start := time.Now()
 	pending, a, err := p.Trees.ExtractACI(ctx, tree.ACISource{Reader: r, Size: src.Size, Check: check})

@@ -18,8 +18,11 @@ import (
 // FromImage returns what an OCI configuration is in appc's words: its app and the
 // labels os, arch and version (the tag). Exec is empty where the image has neither
 // entry point nor command. Ports and volumes that appc cannot hold are left out:
-// in an image they only document.
+// in an image they only document. Of an appc image it is what its manifest says.
 func FromImage(img Image) (*types.App, types.Labels, error) {
+	if img.Appc != nil {
+		return fromAppc(img)
+	}
 	cfg := img.Config.Config
 	user, group := splitUser(cfg.User)
 	if group == "" {
@@ -56,6 +59,10 @@ func ImageApp(name types.ACName, img Image) (schema.RuntimeApp, error) {
 		App:    app,
 		Mounts: []schema.Mount{},
 	}
+	if img.Appc != nil {
+		ra.Image.Name = &img.Appc.Name
+		return ra, nil
+	}
 	repository, _ := splitName(img.Name)
 	if s, err := types.SanitizeACIdentifier(repository); err == nil {
 		identifier := types.ACIdentifier(s)
@@ -78,6 +85,9 @@ func ImageApp(name types.ACName, img Image) (schema.RuntimeApp, error) {
 func (i Image) named() string {
 	if i.Name != "" {
 		return strconv.Quote(i.Name)
+	}
+	if i.Appc != nil {
+		return strconv.Quote(i.Appc.Name.String())
 	}
 	return strconv.Quote(i.ID)
 }

@@ -2,7 +2,7 @@
 // manifest into an OCI runtime configuration:
 //
 //	CRI sandbox, container ──▶ Sandbox, Container ──▶ PodManifest ──▶ ToOCI ──▶ config.json
-//	OCI image config ────────▶ FromImage, ImageApp ──────┘
+//	OCI image config, ACI ───▶ FromImage, ImageApp ──────┘
 //
 // The manifest is the contract. What appc can say exactly it says; the rest of a
 // CRI message is the gantry/cri isolator, and docs/translation.md has the table
@@ -19,6 +19,7 @@
 package translate
 
 import (
+	"github.com/appc/spec/schema"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -27,13 +28,17 @@ import (
 type Image struct {
 	// ID is the config digest, "sha256:…".
 	ID string
-	// AppcID is the appc image id, "sha512-…" of the image's manifest.
+	// AppcID is the appc image id, "sha512-…" of the image's manifest, or of an
+	// uncompressed ACI.
 	AppcID string
 	// Name is the reference that names the image, such as
 	// "docker.io/library/busybox:latest"; empty where it has none.
 	Name string
 	// Config is the image's OCI configuration.
 	Config ocispec.Image
+	// Appc is the manifest of an appc image, nil for any other: what it says counts
+	// where Config, which was made of it, says less.
+	Appc *schema.ImageManifest
 }
 
 // Node holds what stage1 found out about the node, the OCI runtime and the app's

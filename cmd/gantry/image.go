@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/store"
 )
 
@@ -28,24 +30,35 @@ func newImage(o *options) *cobra.Command {
 // imageView is an image as image list prints it. Programs outside read the
 // JSON: fields may be added, never renamed.
 type imageView struct {
-	ID       string    `json:"id"`
-	AppcID   string    `json:"appcID"`
-	Names    []string  `json:"names"` // tags, then digests
-	Size     int64     `json:"size"`  // bytes on disk
+	ID     string   `json:"id"`
+	AppcID string   `json:"appcID"`
+	Names  []string `json:"names"` // tags, then digests
+	// AppcName is what an ACI calls itself, NAME or NAME:VERSION: no name to find it by.
+	AppcName string    `json:"appcName,omitempty"`
+	Size     int64     `json:"size"` // bytes on disk
 	Layers   int       `json:"layers"`
 	Pinned   bool      `json:"pinned"`
 	PulledAt time.Time `json:"pulledAt"`
 }
 
-func imageViewOf(e store.Entry) imageView {
+func imageViewOf(images *store.Store, e store.Entry) (imageView, error) {
 	names := slices.Concat(e.Tags, e.Digests)
 	if names == nil {
 		names = []string{}
 	}
-	return imageView{
+	v := imageView{
 		ID: string(e.Image.ID), AppcID: e.Image.AppcID, Names: names, Size: e.Image.Size,
 		Layers: len(e.Image.Layers), Pinned: e.Pinned, PulledAt: e.Image.PulledAt,
 	}
+	im, err := stage0.AppcManifest(images, e.Image)
+	if err != nil || im == nil {
+		return v, err
+	}
+	v.AppcName = im.Name.String()
+	if version, ok := im.Labels.Get("version"); ok {
+		v.AppcName += ":" + version
+	}
+	return v, nil
 }
 
 func newImageList(o *options) *cobra.Command {
@@ -66,7 +79,14 @@ func newImageList(o *options) *cobra.Command {
 			}
 			views := make([]imageView, 0, len(entries))
 			for _, e := range entries {
-				views = append(views, imageViewOf(e))
+				v, err := imageViewOf(h.Images, e)
+				if errors.Is(err, errdefs.ErrNotFound) {
+					continue // removed since the list was made
+				}
+				if err != nil {
+					return err
+				}
+				views = append(views, v)
 			}
 			if format.json {
 				return printJSON(cmd.OutOrStdout(), views)
@@ -82,10 +102,14 @@ func newImageList(o *options) *cobra.Command {
 	return cmd
 }
 
-// name is the one that people know the image by: the first tag, else a digest.
+// name is the one that people know the image by: the first tag, else a digest, or
+// what an ACI calls itself.
 func (v imageView) name() string {
-	if len(v.Names) == 0 {
-		return "-"
+	switch {
+	case len(v.Names) > 0:
+		return v.Names[0]
+	case v.AppcName != "":
+		return v.AppcName
 	}
-	return v.Names[0]
+	return "-"
 }

@@ -126,6 +126,7 @@ func newRoot() *cobra.Command {
 		return usageError{podargs.FlagError(err)}
 	})
 	o.register(root.PersistentFlags())
+	registerInsecure(root.PersistentFlags())
 	root.AddCommand(
 		newPrepare(o), newRunPrepared(o), newRun(o), newFetch(o), newImage(o), newList(o), newStatus(o),
 		newCatManifest(o), newStop(o), newRm(o), newGC(o), newSystem(o), newDoctor(o), newRegistry(o), newTranslate(), newServe(o), newVersion(), newFailpoints(),

@@ -9,6 +9,7 @@ import (
 	"github.com/gantry-cri/gantry/cmd/gantry/podargs"
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
@@ -32,9 +33,13 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, progre
 		if err != nil {
 			return "", err
 		}
+		appc, err := stage0.AppcManifest(p.Images, entry.Image)
+		if err != nil {
+			return "", err
+		}
 		spec.Images = append(spec.Images, stage0.AppImage{Name: app.Image, Ref: imageRef(entry, app), Image: entry.Image})
 		images = append(images, translate.Image{
-			ID: string(entry.Image.ID), AppcID: entry.Image.AppcID, Name: app.From.Ref.Name(), Config: config,
+			ID: string(entry.Image.ID), AppcID: entry.Image.AppcID, Name: app.From.Ref.Name(), Config: config, Appc: appc,
 		})
 	}
 	pm, notes, err := r.Manifest(images)
@@ -58,7 +63,8 @@ func image(ctx context.Context, p *stage0.Pipeline, app podargs.App, policy stag
 	if from.ID != "" {
 		return p.Images.Lookup(from.ID)
 	}
-	if !from.At.IsZero() && policy == stage0.PullNever {
+	// An ACI is read in any case, as in rkt: whoever names a file means the file.
+	if !from.At.IsZero() && from.At.Transport != imageref.ACI && policy == stage0.PullNever {
 		return store.Entry{}, fmt.Errorf("image %s is not read where the pull policy is %s: name an image of the store: %w", from, policy, errdefs.ErrInvalid)
 	}
 	progress.begin(from.String())

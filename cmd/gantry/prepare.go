@@ -13,7 +13,8 @@ import (
 const podUse = " [FLAG]... IMAGE [APPFLAG]... [-- ARG... [---]] [IMAGE ...]"
 
 const podLong = `
-An image is docker://NAME, or the id of an image in the store. Flags marked [app]
+An image is docker://NAME, an ACI (FILE.aci, file:///FILE.aci), oci:DIR, oci-archive:FILE,
+docker-archive:FILE, or the id of an image in the store. Flags marked [app]
 follow an image and are about it; the others may stand anywhere. Words between --
 and a lone --- are arguments of the image before them.`
 

@@ -120,6 +120,9 @@ func (p *Parser) appFlags(flags *pflag.FlagSet) {
 		a.Name = *name
 		return nil
 	})
+	of("signature", "`FILE` with the image's signature: not supported yet", func(*App, string) error {
+		return unsupportedError{text: "signatures are not verified yet"}
+	})
 	of("user", "`USER`: uid, name, or a path whose owner it is", func(a *App, s string) error {
 		return nonEmpty(s, func() { a.user = s })
 	})

@@ -31,7 +31,7 @@ var (
 
 // kinds of images that rkt and its successors know and this version does not, by scheme.
 var kinds = map[string]string{
-	"file": "local file", "http": "URL", "https": "URL", "cimd": "cimd", "docker-daemon": "docker daemon",
+	"http": "URL", "https": "URL", "cimd": "cimd", "docker-daemon": "docker daemon",
 }
 
 // Image says which image is meant: exactly one of the three is set.
@@ -56,13 +56,16 @@ func (i Image) String() string {
 }
 
 // ParseImage reads an image of the command line: docker://REF, docker:REF,
-// oci:PATH, oci-archive:PATH, docker-archive:PATH, or the id of an image in the
-// store. Other kinds are refused by name.
+// oci:PATH, oci-archive:PATH, docker-archive:PATH, aci:PATH, the path or file: URL of
+// an ACI, or the id of an image in the store. Other kinds are refused by name.
 func ParseImage(s string) (Image, error) {
 	if imageID.MatchString(s) {
 		return Image{ID: s}, nil
 	}
 	if at, ok, err := imageref.ParseLocation(s); ok {
+		return Image{At: at}, err
+	}
+	if at, ok, err := imageref.ParseFile(s); ok {
 		return Image{At: at}, err
 	}
 	if kind := kindOf(s); kind != "" {
@@ -92,8 +95,6 @@ func kindOf(s string) string {
 		return ""
 	case kinds[prefix] != "" && strings.Contains(s, ":"):
 		return kinds[prefix]
-	case path.IsAbs(s), strings.HasPrefix(s, "./"), strings.HasPrefix(s, "../"), strings.HasSuffix(s, ".aci"):
-		return "local file"
 	default:
 		return appcName
 	}
@@ -112,6 +113,10 @@ func appName(image string) (types.ACName, error) {
 	if !imageID.MatchString(image) {
 		name, _, _ = strings.Cut(name, ":")
 	}
+	return toACName(name)
+}
+
+func toACName(name string) (types.ACName, error) {
 	sane, err := types.SanitizeACName(name)
 	if err != nil {
 		return "", err

@@ -2,6 +2,7 @@ package podargs
 
 import (
 	"fmt"
+	"path"
 	"slices"
 
 	"github.com/appc/spec/schema"
@@ -16,6 +17,9 @@ func (r *Request) Manifest(images []translate.Image) (pm *schema.PodManifest, no
 	pm = schema.BlankPodManifest()
 	pm.Volumes = append([]types.Volume{}, r.Volumes...)
 	pm.Isolators, pm.Annotations = []types.Isolator{}, types.Annotations{}
+	if err := r.nameApps(images); err != nil {
+		return nil, nil, err
+	}
 	for i := range r.Apps {
 		app, appNotes, err := r.app(&r.Apps[i], images[i])
 		if err != nil {
@@ -28,6 +32,26 @@ func (r *Request) Manifest(images []translate.Image) (pm *schema.PodManifest, no
 		return nil, nil, err
 	}
 	return pm, notes, nil
+}
+
+// nameApps names the apps that are named by their images' manifests.
+func (r *Request) nameApps(images []translate.Image) error {
+	taken := map[types.ACName]bool{}
+	for i := range r.Apps {
+		a := &r.Apps[i]
+		if a.Name == "" && images[i].Appc != nil {
+			name, err := toACName(path.Base(images[i].Appc.Name.String()))
+			if err != nil {
+				return invalid("image %q: no app name can be made of %q (%v): give one with --name", a.Image, images[i].Appc.Name, err)
+			}
+			a.Name = name
+		}
+		if taken[a.Name] {
+			return invalid("multiple apps with name %q: tell them apart with --name", a.Name)
+		}
+		taken[a.Name] = true
+	}
+	return nil
 }
 
 // app merges one image with what the command line overrides in it.

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/imageref"
 )
 
 // Parser reads one command line. Make it with [New] before the flags are read.
@@ -108,10 +109,14 @@ func (p *Parser) check() error {
 		if err := app.resolve(); err != nil {
 			return err
 		}
-		if seen[app.Name.String()] {
-			return invalid("multiple apps with name %q: tell them apart with --name", app.Name)
+		name := app.Name.String()
+		if name == "" { // it will be that of the ACI, which is the same for the same file
+			name = app.From.String()
 		}
-		seen[app.Name.String()] = true
+		if seen[name] {
+			return invalid("multiple apps with name %q: tell them apart with --name", name)
+		}
+		seen[name] = true
 	}
 	if err := r.checkVolumes(); err != nil {
 		return err
@@ -124,7 +129,8 @@ func (p *Parser) check() error {
 	return err
 }
 
-// resolve finds the image's kind and the app's name.
+// resolve finds the image's kind and the app's name, but for that of an ACI: it is
+// made of the name that its manifest says.
 func (a *App) resolve() error {
 	if a.retain != nil && a.drop != nil {
 		return invalid("image %q: cannot use both --caps-retain and --caps-remove on the same image", a.Image)
@@ -133,7 +139,7 @@ func (a *App) resolve() error {
 	if a.From, err = ParseImage(a.Image); err != nil {
 		return err
 	}
-	if a.Name != "" {
+	if a.Name != "" || a.From.At.Transport == imageref.ACI {
 		return nil
 	}
 	name, err := appName(a.Image)

@@ -40,7 +40,8 @@ type Request struct {
 
 // App is one image of the command line and what it overrides in it.
 type App struct {
-	// Name is the app's name: --name, or made of the image's name.
+	// Name is the app's name: --name, or made of the image's name. That of an ACI
+	// without --name is empty until Request.Manifest fills it in.
 	Name types.ACName
 	// Image is the image as it was spelt, for records and messages.
 	Image string
