@@ -44,6 +44,9 @@ type Config struct {
 	// RegistryAuthFile is a file in the form of docker's config.json. It has the
 	// credentials for pulls that bring none. Empty is none; see docs/registry.md.
 	RegistryAuthFile string `json:"registryAuthFile,omitempty"`
+	// RegistryAuthDirs are rkt's configuration directories, in whose auth.d are further
+	// credentials; a later one overrides an earlier one.
+	RegistryAuthDirs []string `json:"registryAuthDirs,omitempty"`
 	// PullIdleTimeout is how long a registry may send nothing; zero is 60 seconds.
 	PullIdleTimeout Duration `json:"pullIdleTimeout,omitempty"`
 	// PullTimeout bounds a pull as a whole; zero is no bound.
@@ -176,6 +179,11 @@ func (c Config) check() error {
 	for _, p := range paths {
 		if !filepath.IsAbs(p.path) && (p.path != "" || !p.optional) {
 			return fmt.Errorf("configuration: %s: %q is not an absolute path: %w", p.key, p.path, errdefs.ErrInvalid)
+		}
+	}
+	for _, d := range c.RegistryAuthDirs {
+		if !filepath.IsAbs(d) {
+			return fmt.Errorf("configuration: registryAuthDirs: %q is not an absolute path: %w", d, errdefs.ErrInvalid)
 		}
 	}
 	if strings.Contains(c.Listen, "://") && !strings.HasPrefix(c.Listen, "unix://") {

@@ -56,8 +56,12 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 // Registry is where the images of a configuration come from.
 func Registry(cfg Config) *fetch.Registry {
 	c := fetch.Config{HostsDir: cfg.RegistryConfigDir, IdleTimeout: cfg.PullIdleTimeout.Duration}
-	if cfg.RegistryAuthFile != "" {
-		c.Credentials = credential.NewFile(cfg.RegistryAuthFile).For
+	c.Credentials = func(repository string) credential.Source {
+		var sources []credential.Source
+		if cfg.RegistryAuthFile != "" {
+			sources = append(sources, credential.NewFile(cfg.RegistryAuthFile).For(repository))
+		}
+		return credential.First(append(sources, credential.Rkt(cfg.RegistryAuthDirs...))...)
 	}
 	return fetch.NewRegistry(c)
 }

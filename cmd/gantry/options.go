@@ -99,13 +99,18 @@ type house struct {
 }
 
 // user reads the configuration and adds to it what is the user's own, and not the
-// node's: docker's credentials.
+// node's: docker's credentials, and rkt's.
 func (o *options) user() (shim.Config, error) {
 	cfg, err := o.load()
-	if err != nil || cfg.RegistryAuthFile != "" {
+	if err != nil {
 		return cfg, err
 	}
-	cfg.RegistryAuthFile, err = credential.DefaultFile()
+	if cfg.RegistryAuthDirs == nil {
+		cfg.RegistryAuthDirs = credential.RktDirs()
+	}
+	if cfg.RegistryAuthFile == "" {
+		cfg.RegistryAuthFile, err = credential.DefaultFile()
+	}
 	return cfg, err
 }
 
