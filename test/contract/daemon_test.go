@@ -121,11 +121,11 @@ func (c *caller) snapshot(scope harness.LeakScope) harness.Snapshot {
 }
 
 // left is what is there and was not before. The daemon itself is another one after
-// each kill, and the bystander sleeps ten times a second.
+// each kill, and the bystander sleeps again and again.
 func (c *caller) left(scope harness.LeakScope, before harness.Snapshot) []string {
 	c.t.Helper()
 	return slices.DeleteFunc(c.snapshot(scope).Since(before), func(s string) bool {
-		return strings.HasPrefix(s, "process "+strconv.Itoa(c.PID())+":") || strings.Contains(s, ": sleep 0.1")
+		return strings.HasPrefix(s, "process "+strconv.Itoa(c.PID())+":") || strings.Contains(s, ": "+pause)
 	})
 }
 
@@ -272,7 +272,7 @@ func (c *caller) startAgain(id string) string {
 func (c *caller) createIt() (id string) {
 	c.t.Helper()
 	c.tries++
-	config := c.box.containerConfig("comes-and-goes", "trap 'exit 0' TERM; while :; do sleep 0.1; done")
+	config := c.box.containerConfig("comes-and-goes", "trap 'exit 0' TERM; while :; do "+pause+"; done")
 	config.Metadata.Attempt = c.tries
 	c.ask("create container", func() error {
 		resp, err := c.CreateContainer(call(c.t), &runtimeapi.CreateContainerRequest{PodSandboxId: c.box.id, Config: config, SandboxConfig: c.box.config})

@@ -333,5 +333,9 @@ func (n *node) listed(t *testing.T, u string) bool {
 	return false
 }
 
+// pause is a moment's sleep of a script: a process each, for which a slow machine has
+// no time.
+var pause = fmt.Sprintf("sleep %.1f", harness.Slowly(100*time.Millisecond).Seconds())
+
 // forever is a script that numbers lines until it is killed.
-const forever = "i=0; while :; do echo $((i=i+1)); sleep 0.1; done"
+var forever = "i=0; while :; do echo $((i=i+1)); " + pause + "; done"

@@ -187,7 +187,7 @@ func rowRunning(t *testing.T, b *box) {
 }
 
 func rowUnmonitored(t *testing.T, b *box) {
-	id := b.start(t, "unmonitored", "trap 'exit 4' TERM; while :; do sleep 0.1; done")
+	id := b.start(t, "unmonitored", "trap 'exit 4' TERM; while :; do "+pause+"; done")
 	was := b.processes(t, id)
 	end(t, was.Monitor.PID)
 	b.wantState(t, id, "RUNNING")

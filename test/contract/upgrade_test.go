@@ -64,6 +64,29 @@ func TestUpgrade(t *testing.T) {
 	b.stop(t)
 }
 
+// TestDaemonKilledInFlight kills the daemon while commands run in a container: they
+// go on without their clients, the container with them, and nothing of them is left when
+// they have ended.
+func TestDaemonKilledInFlight(t *testing.T) {
+	n := newNode(t)
+	b := n.sandbox(t, "killed")
+	flown, dir := b.startMounted(t, "flown")
+	was := n.processes(t, flown)
+	flight := harness.StartInFlight(t, n.Raw, flown, dir)
+	n.Kill(t)
+	n.Start(t)
+	flight.CheckKilled(t)
+	n.wantState(t, flown, "RUNNING")
+	if is := n.processes(t, flown); is != was {
+		t.Errorf("the processes were %v and are %v", was, is)
+	}
+	ps, err := n.ExecSync(call(t), &runtimeapi.ExecSyncRequest{ContainerId: flown, Cmd: []string{"ps", "-o", "args"}})
+	if err != nil || strings.Contains(string(ps.GetStdout()), "/flight/") {
+		t.Errorf("of the commands is left: %v, %v", ps, err)
+	}
+	b.stop(t)
+}
+
 // startMounted starts a container that does nothing and has a directory of the node
 // where commands in flight write.
 func (b *box) startMounted(t *testing.T, name string) (id, dir string) {

@@ -45,18 +45,25 @@ type outcome struct {
 }
 
 // counting numbers its lines, on both streams, until the release of its name is there.
-const counting = `i=0; until [ -e /flight/release-NAME ]; do i=$((i+1)); echo $i; echo $i >&2; echo $i >/flight/NAME.new; mv /flight/NAME.new /flight/NAME; sleep 0.1; done; echo "ended at $i" >/flight/NAME`
+const counting = `i=0; until [ -e /flight/release-NAME ]; do i=$((i+1)); echo $i; echo $i >&2; echo $i >/flight/NAME.new; mv /flight/NAME.new /flight/NAME; PAUSE; done; echo "ended at $i" >/flight/NAME`
+
+// flightScript is the script of one command. Each of its pauses is a process, for which
+// a slow machine has no time.
+func flightScript(script, name string) string {
+	pause := fmt.Sprintf("sleep %.1f", Slowly(100*time.Millisecond).Seconds())
+	return strings.NewReplacer("NAME", name, "PAUSE", pause).Replace(script)
+}
 
 // StartInFlight starts the commands and returns when all run. dir is mounted into
 // the container.
 func StartInFlight(tb testing.TB, client Raw, container, dir string) *InFlight {
 	tb.Helper()
 	f := &InFlight{client: client, container: container, dir: dir}
-	f.answered = f.sync(tb, "echo began >/flight/answered; until [ -e /flight/release-answered ]; do sleep 0.1; done; echo answered")
-	f.cut = f.sync(tb, strings.ReplaceAll(counting, "NAME", "cut"))
-	f.streamed = f.stream(tb, &runtimeapi.ExecRequest{Cmd: []string{"sh", "-c", strings.ReplaceAll(counting, "NAME", "streamed")}, Stdout: true, Stderr: true})
+	f.answered = f.sync(tb, flightScript("echo began >/flight/NAME; until [ -e /flight/release-NAME ]; do PAUSE; done; echo NAME", "answered"))
+	f.cut = f.sync(tb, flightScript(counting, "cut"))
+	f.streamed = f.stream(tb, &runtimeapi.ExecRequest{Cmd: []string{"sh", "-c", flightScript(counting, "streamed")}, Stdout: true, Stderr: true})
 	f.hungUp = f.stream(tb, &runtimeapi.ExecRequest{Tty: true, Stdout: true,
-		Cmd: []string{"sh", "-c", "trap 'echo hung up >/flight/terminal; exit' HUP; echo began >/flight/terminal; while :; do sleep 0.1; done"}})
+		Cmd: []string{"sh", "-c", flightScript("trap 'echo hung up >/flight/NAME; exit' HUP; echo began >/flight/NAME; while :; do PAUSE; done", "terminal")}})
 	for _, name := range []string{"answered", "cut", "streamed", "terminal"} {
 		Eventually(tb, inFlightPatience, func() string {
 			if f.says(name) == "" {
@@ -146,11 +153,27 @@ func (f *InFlight) Check(tb testing.TB) {
 	if o := f.await(tb, "answered", f.answered); o.err != nil || o.stdout != "answered\n" {
 		tb.Errorf("a command that ended while the daemon waited was answered with %q, %v", o.stdout, o.err)
 	}
+	f.checkCut(tb)
+}
+
+// CheckKilled is Check after the daemon was killed, which could answer nobody.
+func (f *InFlight) CheckKilled(tb testing.TB) {
+	tb.Helper()
+	if o := f.await(tb, "answered", f.answered); status.Code(o.err) != codes.Unavailable {
+		tb.Errorf("ExecSync ended with %v, want Unavailable", o.err)
+	}
+	f.release(tb, "answered")
+	f.checkCut(tb)
+}
+
+// checkCut wants the clients gone and their commands going on, but the one in a terminal.
+func (f *InFlight) checkCut(tb testing.TB) {
+	tb.Helper()
 	if o := f.await(tb, "cut", f.cut); status.Code(o.err) != codes.Unavailable {
 		tb.Errorf("ExecSync ended with %v, want Unavailable", o.err)
 	}
 	// Clients differ in what they say of a stream that is cut; client-go says nothing.
-	if o := f.await(tb, "streamed", f.streamed); !strings.HasPrefix(o.stdout, "1\n2\n") {
+	if o := f.await(tb, "streamed", f.streamed); !strings.HasPrefix(o.stdout, "1\n") {
 		tb.Errorf("a stream ended with %v after %.20q, and not after its lines", o.err, o.stdout)
 	}
 	f.await(tb, "terminal", f.hungUp)
@@ -181,7 +204,7 @@ func (f *InFlight) await(tb testing.TB, name string, c <-chan outcome) outcome {
 func (f *InFlight) goesOn(tb testing.TB, name string) {
 	tb.Helper()
 	begin, _ := strconv.Atoi(f.says(name))
-	want := begin + 20
+	want := begin + 10
 	Eventually(tb, inFlightPatience, func() string {
 		if now, _ := strconv.Atoi(f.says(name)); now < want {
 			return fmt.Sprintf("command %s was at %d and is at %d: it does not go on", name, begin, now)
