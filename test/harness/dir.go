@@ -52,14 +52,18 @@ func Dir(tb testing.TB) string {
 	return dir
 }
 
+// pollTime is the pause between two looks at something that is waited for.
+const pollTime = 50 * time.Millisecond
+
 // Eventually calls check every 50 ms until it returns "" and fails the test
 // with its last word when that has not happened in time, which is longer on a
-// slow machine.
+// slow machine. There the pauses grow as well: looking costs what is waited for its
+// time.
 func Eventually(tb testing.TB, timeout time.Duration, check func() string) {
 	tb.Helper()
 	timeout = Slowly(timeout)
 	deadline := time.Now().Add(timeout)
-	for {
+	for pause := pollTime; ; pause = min(2*pause, Slowly(Slowly(pollTime))) {
 		complaint := check()
 		if complaint == "" {
 			return
@@ -67,7 +71,7 @@ func Eventually(tb testing.TB, timeout time.Duration, check func() string) {
 		if time.Now().After(deadline) {
 			tb.Fatalf("after %v: %s", timeout, complaint)
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 

@@ -12,13 +12,13 @@ import (
 	"time"
 )
 
-// Prometheus is Debian's prometheus, scraping every second.
+// Prometheus is Debian's prometheus, scraping every second, or less often on a slow machine.
 type Prometheus struct {
 	*Process
 	Addr string
 }
 
-const prometheusConfig = `global: {scrape_interval: 1s}
+const prometheusConfig = `global: {scrape_interval: %ds}
 scrape_configs:
 - job_name: gantry
   static_configs:
@@ -32,7 +32,7 @@ func StartPrometheus(tb testing.TB, target string) *Prometheus {
 	dir := Dir(tb)
 	p := &Prometheus{Addr: FreeAddr(tb)}
 	config := filepath.Join(dir, "prometheus.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, prometheusConfig, target), 0o644); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, prometheusConfig, Slowly(time.Second)/time.Second, target), 0o644); err != nil {
 		tb.Fatalf("write configuration of prometheus: %v", err)
 	}
 	p.Process = StartProcess(tb, dir, "prometheus", []string{

@@ -100,10 +100,10 @@ func (n *node) testPrometheus(t *testing.T) {
 		if got := n.prometheus.Query(t, fmt.Sprintf(`%s_bucket{stage=%q,result="success",le="+Inf"}`, name, stage)); len(got) != 1 || got[0] != count[0] {
 			t.Errorf("stage %s was counted %v, its last bucket is %v", stage, count, got)
 		}
-		if got := n.prometheus.Query(t, fmt.Sprintf("rate(%s_count%s[5m])", name, of)); len(got) != 1 || !(got[0] > 0) {
+		if got := n.prometheus.Query(t, fmt.Sprintf("rate(%s_count%s[30m])", name, of)); len(got) != 1 || !(got[0] > 0) {
 			t.Errorf("rate of stage %s is %v", stage, got)
 		}
-		if got := n.prometheus.Query(t, fmt.Sprintf("histogram_quantile(0.9, sum by (le) (rate(%s_bucket%s[5m])))", name, of)); len(got) != 1 || !(got[0] > 0 && got[0] <= 600) {
+		if got := n.prometheus.Query(t, fmt.Sprintf("histogram_quantile(0.9, sum by (le) (rate(%s_bucket%s[30m])))", name, of)); len(got) != 1 || !(got[0] > 0 && got[0] <= 600) {
 			t.Errorf("0.9 quantile of stage %s is %v", stage, got)
 		}
 	}

@@ -3,16 +3,21 @@ package kubelet
 import (
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+
+	"github.com/gantry-cri/gantry/test/harness"
 )
 
 // logDir is where the logs of a container are.
@@ -88,6 +93,13 @@ func readLogFile(file string) ([]entry, error) {
 // numbered are the lines of a log that read "WORD NUMBER ...".
 func numbered(dir, word string) ([]int, error) {
 	all, err := readLog(dir)
+	for range 50 { // between the kubelet's renaming it and the runtime's opening another there is none
+		if !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		time.Sleep(harness.Slowly(20 * time.Millisecond))
+		all, err = readLog(dir)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package kubelet
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -11,11 +12,14 @@ import (
 	"github.com/gantry-cri/gantry/test/harness/kube"
 )
 
+// probePeriod is a second; on a slow machine probes would keep it from all else.
+var probePeriod = max(1, int32(harness.Slowly(500*time.Millisecond)/time.Second))
+
 // execProbe asks a script every second.
 func execProbe(script string) *corev1.Probe {
 	return &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", script}}},
-		PeriodSeconds: 1, TimeoutSeconds: 20, FailureThreshold: 60,
+		PeriodSeconds: probePeriod, TimeoutSeconds: 20, FailureThreshold: 60,
 	}
 }
 
@@ -23,7 +27,7 @@ func execProbe(script string) *corev1.Probe {
 func httpProbe(path string) *corev1.Probe {
 	return &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(8080)}},
-		PeriodSeconds: 1, TimeoutSeconds: 10, FailureThreshold: 2,
+		PeriodSeconds: probePeriod, TimeoutSeconds: 10, FailureThreshold: 2,
 	}
 }
 

@@ -33,7 +33,7 @@ var suites = []string{
 	suite("guest", "^TestPod$", "^TestAppArmor$", "^TestDaemonGoesContainersStay$", "^TestUpgrade$", "^TestWatchdog$"),
 	suite("cgroup"), suite("overlay"), suite("stage1") + " -test.skip 'Formats?$'", // which read files of the checkout
 	suite("e2e") + " -test.skip '" + sameEverywhere + "'",
-	suite("kubelet"),
+	suite("kubelet") + " -test.parallel 4",            // more at once wait for the emulated processors until they give up
 	suite("contract") + " -test.skip '^TestUpgrade$'", // the one of guest has packages; this one builds
 }
 

@@ -170,7 +170,7 @@ func (k *Kubelet) writeConfig(tb testing.TB) {
 		Port:                     int32(number),
 		HealthzPort:              &zero,
 		StaticPodPath:            k.Manifests,
-		FileCheckFrequency:       metav1.Duration{Duration: time.Second},
+		FileCheckFrequency:       metav1.Duration{Duration: harness.Slowly(time.Second)}, // it watches as well
 		ContainerRuntimeEndpoint: k.options.Endpoint,
 		PodLogsDir:               k.PodLogs,
 		VolumePluginDir:          filepath.Join(k.Root, "plugins"),
