@@ -111,16 +111,16 @@ func (p *pool) layer(dir string, n int, sizes []int64, mt types.MediaType) (v1.L
 	}
 	z := gzip.NewWriter(f)
 	w := tar.NewWriter(z)
-	if err := errors.Join(p.fill(w, n, sizes), w.Close(), z.Close(), f.Close()); err != nil {
+	if err := errors.Join(p.fill(w, fmt.Sprintf("opt/layer%d", n), sizes), w.Close(), z.Close(), f.Close()); err != nil {
 		return nil, err
 	}
 	return tarball.LayerFromFile(path, tarball.WithMediaType(mt))
 }
 
-// fill writes the files, fifty to a directory.
-func (p *pool) fill(w *tar.Writer, n int, sizes []int64) error {
+// fill writes the files, fifty to a directory below root.
+func (p *pool) fill(w *tar.Writer, root string, sizes []int64) error {
 	for i, size := range sizes {
-		dir := fmt.Sprintf("opt/layer%d/d%03d", n, i/50)
+		dir := fmt.Sprintf("%s/d%03d", root, i/50)
 		if i%50 == 0 {
 			h := &tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755, ModTime: epoch}
 			if err := w.WriteHeader(h); err != nil {
