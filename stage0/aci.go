@@ -60,7 +60,7 @@ type appcImage struct {
 	below    []store.Layer // of its dependencies, bottom first
 }
 
-// fetchACI extracts the archive, commits the image and returns its id.
+// fetchACI commits the image and returns its id. A file that is known is not read.
 func (p *Pipeline) fetchACI(ctx context.Context, src *fetch.ACI, label string, times *fetchTimes) (digest.Digest, error) {
 	// As for the layers of any image: from here on nothing else keeps trees.
 	unlock, err := p.Images.LockShared(ctx)
@@ -69,7 +69,32 @@ func (p *Pipeline) fetchACI(ctx context.Context, src *fetch.ACI, label string, t
 	}
 	defer unlock()
 	defer times.extracting()()
-	img := &appcImage{size: src.Size}
+	file, err := store.Identify(src.Name(), src.Info)
+	if err != nil {
+		return "", err
+	}
+	l := layer{Layer: tree.Layer{Size: file.Size}, image: label}
+	img, err := p.knownACI(file)
+	if err != nil {
+		return "", err
+	}
+	if img != nil {
+		p.layerIs(l, LayerPresent, 0)
+		return p.commitACI(ctx, img)
+	}
+	if img, err = p.extractACI(ctx, src, l, times); err != nil {
+		return "", err
+	}
+	id, err := p.commitACI(ctx, img)
+	if err == nil {
+		err = p.remember(ctx, src, file, img.digest)
+	}
+	return id, err
+}
+
+// extractACI reads the archive and commits its tree.
+func (p *Pipeline) extractACI(ctx context.Context, src *fetch.ACI, l layer, times *fetchTimes) (*appcImage, error) {
+	img := &appcImage{size: l.Size}
 	// Before the root filesystem is extracted, where the manifest comes first.
 	check := func(text []byte) (err error) {
 		if img.manifest, err = manifest.DecodeImage(text); err != nil {
@@ -78,11 +103,10 @@ func (p *Pipeline) fetchACI(ctx context.Context, src *fetch.ACI, label string, t
 		img.below, err = p.dependencies(img.manifest.Dependencies)
 		return err
 	}
-	l := layer{Layer: tree.Layer{Size: src.Size}, image: label}
 	r := &meteredReader{pipeline: p, layer: l, times: times, blob: &countedBlob{src, p}}
 	p.layerIs(l, LayerFetching, 0)
 	start := time.Now()
-	pending, a, err := p.Trees.ExtractACI(ctx, tree.ACISource{Reader: r, Size: src.Size, Check: check})
+	pending, a, err := p.Trees.ExtractACI(ctx, tree.ACISource{Reader: r, Size: l.Size, Check: check})
 	times.pass(r, time.Since(start))
 	if err == nil {
 		err = errors.Join(p.Trees.Commit(ctx, pending), pending.Discard())
@@ -92,12 +116,54 @@ func (p *Pipeline) fetchACI(ctx context.Context, src *fetch.ACI, label string, t
 		state = LayerFailed
 	}
 	p.layerIs(l, state, r.got.Load())
-	if err != nil {
-		return "", err
-	}
 	img.digest, img.text = a.Digest, a.Manifest
-	return p.commitACI(ctx, img)
+	return img, err
 }
+
+// knownACI returns the image of a file that was read before and has not changed, nil
+// where something is missing of what came of it. On what it depends is looked up anew.
+func (p *Pipeline) knownACI(file store.KnownFile) (*appcImage, error) {
+	d, ok := p.Images.Known(file)
+	if !ok {
+		return nil, nil
+	}
+	if _, ok, err := p.Trees.Has(tree.ACIKey(d)); !ok || err != nil {
+		return nil, err
+	}
+	e, err := p.Images.Lookup(appcID(d))
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	img := &appcImage{digest: d, size: file.Size}
+	if img.text, err = p.Images.Manifest(e.Image.ID); err != nil {
+		return nil, err
+	}
+	if img.manifest, err = manifest.DecodeImage(img.text); err != nil {
+		return nil, err
+	}
+	img.below, err = p.dependencies(img.manifest.Dependencies)
+	return img, err
+}
+
+// remember saves the next one to read the file, if it has stayed the same meanwhile.
+func (p *Pipeline) remember(ctx context.Context, src *fetch.ACI, file store.KnownFile, d digest.Digest) error {
+	info, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	after, err := store.Identify(src.Name(), info)
+	if err != nil || after != file {
+		return err
+	}
+	file.Digest = d
+	return p.Images.Remember(ctx, file)
+}
+
+// appcID spells the digest of an ACI as appc does.
+func appcID(d digest.Digest) string { return "sha512-" + d.Encoded() }
 
 // mediaTypeACI is that of an appc image's archive, whatever its compression. None is
 // registered; mediaTypeRendered is that of no archive at all.
@@ -125,7 +191,7 @@ func (p *Pipeline) commitACI(ctx context.Context, img *appcImage) (digest.Digest
 		ID:             digest.FromBytes(config),
 		Kind:           store.KindACI,
 		ManifestDigest: digest.FromBytes(img.text),
-		AppcID:         "sha512-" + img.digest.Encoded(),
+		AppcID:         appcID(img.digest),
 		PulledAt:       time.Now().UTC(),
 		Layers:         layers,
 		Platform:       appcPlatform(img.manifest.Labels),

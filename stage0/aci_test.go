@@ -320,6 +320,48 @@ func TestACIDependencyChoice(t *testing.T) {
 	}
 }
 
+// TestACIIsReadOnce holds that a file that has not changed is not read again, that its
+// dependencies are looked up all the same, and that it is read again where it must.
+func TestACIIsReadOnce(t *testing.T) {
+	p := newHouse(t)
+	o := p.Observer.(*observer)
+	base := `,"labels":[{"name":"version","value":"1"}]`
+	load(t, p, aci(t, "example.com/base", base, "one"))
+	app := aci(t, "example.com/app", ","+dependsOn("example.com/base"), "app")
+	old := time.Now()
+	for time.Since(old) < 2100*time.Millisecond {
+		<-time.After(100 * time.Millisecond)
+	}
+	read := func() bool {
+		t.Helper()
+		before := o.bytes
+		load(t, p, app)
+		return o.bytes > before
+	}
+	if !read() || read() {
+		t.Error("it was not read once")
+	}
+	load(t, p, aci(t, "example.com/base", base, "two"))
+	before := o.bytes
+	if got := shown(t, p, load(t, p, app).Image); got != "app=app two=base" || o.bytes > before {
+		t.Errorf("on the newer base it shows %s; %d bytes were read", got, o.bytes-before)
+	}
+	// Its tree is gone, as after gantry gc of an image with a white list.
+	e := load(t, p, app)
+	if err := p.Trees.Remove(t.Context(), e.Image.Trees()[0]); err != nil {
+		t.Fatal(err)
+	}
+	if !read() || read() {
+		t.Error("without its tree it was not read once")
+	}
+	if err := os.Chmod(app, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if !read() {
+		t.Error("changed it was not read")
+	}
+}
+
 // TestACICycle: acceptance case 44.
 func TestACICycle(t *testing.T) {
 	needRoot(t)

@@ -3,6 +3,7 @@ package fetch
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -13,8 +14,8 @@ import (
 // ACI is the file of an appc image, opened. It is closed after use.
 type ACI struct {
 	*os.File
-	// Size is what it has, bytes.
-	Size int64
+	// Info is what stat said of it.
+	Info fs.FileInfo
 }
 
 // OpenACI opens the file of an appc image. It returns ErrNotFound where there is
@@ -32,5 +33,5 @@ func OpenACI(name string) (*ACI, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &ACI{File: f, Size: info.Size()}, nil
+	return &ACI{File: f, Info: info}, nil
 }

@@ -41,12 +41,13 @@ var (
 	Image     = File{"image.json", 1, 1}
 	Ref       = File{"ref", 0, 1}
 	Pin       = File{"pin", 1, 1}
+	KnownFile = File{"file", 1, 1}
 	Tree      = File{"meta.json", 1, 1}
 	TarSplit  = File{"layer.tarsplit", 1, 1}
 )
 
 // Files are all of them.
-var Files = []File{Pod, Exit, Intents, Started, Resources, Network, Image, Ref, Pin, Tree, TarSplit}
+var Files = []File{Pod, Exit, Intents, Started, Resources, Network, Image, Ref, Pin, KnownFile, Tree, TarSplit}
 
 // Version returns the version that a file's text says it is of. ErrUnsupported says
 // that this program does not read that one; any other error that the text is damaged.

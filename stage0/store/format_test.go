@@ -50,6 +50,28 @@ func TestFormats(t *testing.T) {
 	})
 }
 
+// TestKnownFileFormats does the same with what is remembered of files.
+func TestKnownFileFormats(t *testing.T) {
+	formattest.Run(t, format.KnownFile, func(t *testing.T, text []byte) []byte {
+		s, dir := open(t)
+		path := filepath.Join(dir, filesDir, filepath.Base(s.knownPath("/srv/web.aci")))
+		write(t, path, text)
+		file := KnownFile{Path: "/srv/web.aci", Device: 2049, Inode: 4711, Size: 10240, Modified: 1700000000123456789, Changed: 1700000001000000000}
+		var ok bool
+		if file.Digest, ok = s.Known(file); !ok {
+			t.Fatal("it is not known")
+		}
+		if err := s.Remember(t.Context(), file); err != nil {
+			t.Fatal(err)
+		}
+		now, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	})
+}
+
 // TestPinFormats does the same with pins. One that is not understood holds its image.
 func TestPinFormats(t *testing.T) {
 	formattest.Run(t, format.Pin, func(t *testing.T, text []byte) []byte {

@@ -239,7 +239,7 @@ func (s *Store) readRef(file string) (Ref, error) {
 // hold them.
 func (s *Store) Usage(ctx context.Context) (usage.Usage, error) {
 	var sum usage.Usage
-	for _, dir := range []string{imagesDir, refsDir, pinsDir} {
+	for _, dir := range []string{imagesDir, refsDir, pinsDir, filesDir} {
 		u, err := usage.Of(ctx, filepath.Join(s.dir, dir))
 		if err != nil {
 			return usage.Usage{}, err

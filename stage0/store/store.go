@@ -3,6 +3,7 @@
 //	<dir>/images/<64 hex digits>/{image.json,manifest.json,config.json}   immutable facts, named by the config's digest
 //	<dir>/refs/<sha256 of the name>                                       one name of an image; the only place where names are kept
 //	<dir>/pins/<64 hex digits>                                            what keeps an image from being removed
+//	<dir>/files/<sha256 of the path>                                      which image a file was when it was read: see KnownFile
 //	<dir>/tmp/                                                            work in progress
 //
 // A record is made in tmp, synced and moved to its place by one rename, so that
@@ -144,9 +145,9 @@ type record struct {
 }
 
 // Open opens the image store of the data directory dir, and makes images, refs,
-// pins and tmp in it when they are not there.
+// pins, files and tmp in it when they are not there.
 func Open(dir string) (*Store, error) {
-	for _, sub := range []string{imagesDir, refsDir, pinsDir, tmpDir} {
+	for _, sub := range []string{imagesDir, refsDir, pinsDir, filesDir, tmpDir} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return nil, fmt.Errorf("open image store: %w", durable.NoSpace(err))
 		}

@@ -149,7 +149,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 		for _, e := range entries {
 			err = errors.Join(err, s.sweepEntry(e.Name()))
 		}
-		if err = errors.Join(err, s.sweepRefs(), s.sweepPins()); err != nil {
+		if err = errors.Join(err, s.sweepRefs(), s.sweepPins(), s.sweepKnown()); err != nil {
 			return fmt.Errorf("sweep image store: %w", err)
 		}
 		return nil
