@@ -148,7 +148,7 @@ func (p *Pipeline) fetchImage(ctx context.Context, src source, times *fetchTimes
 	if err != nil {
 		return "", err
 	}
-	if err := times.verifying(func() error { return verify(src, man) }); err != nil {
+	if err := times.verifying(func() error { return verifyManifest(src, man) }); err != nil {
 		return "", err
 	}
 	// From the look whether a tree is there until a record names it, nothing but
@@ -181,9 +181,9 @@ func (p *Pipeline) fetchManifest(ctx context.Context, src source, times *fetchTi
 	return man, err
 }
 
-// verify holds what a source delivered to what was asked for, whatever the source
+// verifyManifest holds what a source delivered to what was asked for, whatever the source
 // has checked itself.
-func verify(src source, man fetch.Manifest) error {
+func verifyManifest(src source, man fetch.Manifest) error {
 	if src.want != "" && src.want != src.Digest() {
 		return fmt.Errorf("the source has %s: %w", src.Digest(), errdefs.ErrUnverified)
 	}

@@ -338,23 +338,33 @@ func (p *Pipeline) usedTrees(gone Gone) (map[string]bool, error) {
 
 // eachApp calls do for the apps of all pods but those that are gone.
 func (p *Pipeline) eachApp(gone Gone, do func(pod.AppRecord)) error {
+	return p.eachPod(gone.Pods, func(found *pod.Pod) error {
+		for _, a := range found.Record.Apps {
+			do(a)
+		}
+		return nil
+	})
+}
+
+// eachPod calls do for all pods but those that are left out.
+func (p *Pipeline) eachPod(leftOut map[manifest.UUID]bool, do func(*pod.Pod) error) error {
 	pods, err := p.Pods.List()
 	if err != nil {
 		return err
 	}
 	for _, u := range pods {
-		if gone.Pods[u] {
+		if leftOut[u] {
 			continue
 		}
-		pod, err := p.Pods.Load(u)
+		found, err := p.Pods.Load(u)
 		if errors.Is(err, errdefs.ErrNotFound) {
-			continue // not committed, so its prepare would hold the lock that we have
+			continue // not committed: its prepare holds the lock that who collects has alone
+		}
+		if err == nil {
+			err = do(found)
 		}
 		if err != nil {
 			return err
-		}
-		for _, a := range pod.Record.Apps {
-			do(a)
 		}
 	}
 	return nil

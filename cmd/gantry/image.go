@@ -14,7 +14,7 @@ import (
 )
 
 func newImage(o *options) *cobra.Command {
-	const subcommands = "list, rm, gc, pin or unpin"
+	const subcommands = "list, verify, rm, gc, pin or unpin"
 	cmd := &cobra.Command{
 		Use:   "image",
 		Short: "Look at images and remove them",
@@ -23,7 +23,7 @@ func newImage(o *options) *cobra.Command {
 			return usageError{errors.New("want a subcommand: " + subcommands)}
 		},
 	}
-	cmd.AddCommand(newImageList(o), newImageRm(o), newImageGC(o), newImagePin(o), newImageUnpin(o))
+	cmd.AddCommand(newImageList(o), newImageVerify(o), newImageRm(o), newImageGC(o), newImagePin(o), newImageUnpin(o))
 	return cmd
 }
 

@@ -129,7 +129,7 @@ func newRoot() *cobra.Command {
 	registerInsecure(root.PersistentFlags())
 	root.AddCommand(
 		newPrepare(o), newRunPrepared(o), newRun(o), newFetch(o), newImage(o), newList(o), newStatus(o),
-		newCatManifest(o), newStop(o), newRm(o), newGC(o), newSystem(o), newDoctor(o), newRegistry(o), newTranslate(), newServe(o), newVersion(), newFailpoints(),
+		newCatManifest(o), newStop(o), newRm(o), newGC(o), newFsck(o), newSystem(o), newDoctor(o), newRegistry(o), newTranslate(), newServe(o), newVersion(), newFailpoints(),
 	)
 	return root
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -66,12 +67,16 @@ func Entry(what mutate.Appendable, platform *v1.Platform) mutate.IndexAddendum {
 }
 
 // Tar makes an archive of files and their contents, in that order: "name", "content", …
+// A name that ends in a slash is that of a directory.
 func Tar(t testing.TB, files ...string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for i := 0; i+1 < len(files); i += 2 {
 		h := &tar.Header{Name: files[i], Mode: 0o644, Size: int64(len(files[i+1])), Typeflag: tar.TypeReg}
+		if strings.HasSuffix(h.Name, "/") {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		}
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
 		}
