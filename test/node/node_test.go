@@ -33,12 +33,14 @@ var suites = []string{
 	suite("guest", "^TestPod$", "^TestAppArmor$", "^TestDaemonGoesContainersStay$", "^TestUpgrade$", "^TestWatchdog$"),
 	suite("cgroup"), suite("overlay"), suite("stage1") + " -test.skip 'Formats?$'", // which read files of the checkout
 	suite("e2e") + " -test.skip '" + sameEverywhere + "'",
-	suite("kubelet") + " -test.parallel 4",            // more at once wait for the emulated processors until they give up
-	suite("contract") + " -test.skip '^TestUpgrade$'", // the one of guest has packages; this one builds
+	suite("kubelet") + " -test.parallel 4", // more at once wait for the emulated processors until they give up
 }
 
-// TestNode installs the package on two nodes at a time: one runs the suites, the
-// other is rebooted and its power is cut.
+// contract runs in the other node, after its power was cut for the last time.
+var contract = suite("contract") + " -test.skip '^TestUpgrade$'" // the one of guest has packages; this one builds
+
+// TestNode installs the package on two nodes at a time: one runs suites, the other is
+// rebooted, its power is cut, and it runs the contract suite.
 func TestNode(t *testing.T) {
 	if *deb == "" || *next == "" {
 		t.Fatal("no packages given: run make test-node")
@@ -59,7 +61,7 @@ func (m *machine) testInstalled(t *testing.T) {
 	names := []string{"guest"}
 	for _, s := range suites {
 		name := strings.Fields(s)[1]
-		if *only != "" && !strings.Contains(","+*only+",", ","+name+",") {
+		if !wanted(name) {
 			continue
 		}
 		commands = append(commands, s)
@@ -73,6 +75,9 @@ func (m *machine) testInstalled(t *testing.T) {
 	addKubelet(t, dir)
 	report(t, m.start(t, pack(t, dir, commands...), "CACHE=unsafe").finish(t, 40*time.Minute))
 }
+
+// wanted says whether a suite is to run.
+func wanted(name string) bool { return *only == "" || strings.Contains(","+*only+",", ","+name+",") }
 
 // addKubelet adds the kubelet and the packages of which its web image is made.
 func addKubelet(t *testing.T, dir string) {
