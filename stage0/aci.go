@@ -74,11 +74,15 @@ func (p *Pipeline) fetchACI(ctx context.Context, src *fetch.ACI, label string, t
 		return "", err
 	}
 	l := layer{Layer: tree.Layer{Size: file.Size}, image: label}
-	img, err := p.knownACI(file)
-	if err != nil {
+	img, stored, err := p.knownACI(file)
+	switch {
+	case errors.Is(err, errdefs.ErrNotFound) && stored != "":
+		// What it depends on is no image any more, but is below it in the store.
+		p.layerIs(l, LayerPresent, 0)
+		return stored, nil
+	case err != nil:
 		return "", err
-	}
-	if img != nil {
+	case img != nil:
 		p.layerIs(l, LayerPresent, 0)
 		return p.commitACI(ctx, img)
 	}
@@ -120,32 +124,33 @@ func (p *Pipeline) extractACI(ctx context.Context, src *fetch.ACI, l layer, time
 	return img, err
 }
 
-// knownACI returns the image of a file that was read before and has not changed, nil
-// where something is missing of what came of it. On what it depends is looked up anew.
-func (p *Pipeline) knownACI(file store.KnownFile) (*appcImage, error) {
+// knownACI returns the image of a file that was read before and has not changed, and
+// the id that it has in the store; nil where something is missing of what came of it. On
+// what it depends is looked up anew: ErrNotFound where that is not there.
+func (p *Pipeline) knownACI(file store.KnownFile) (*appcImage, digest.Digest, error) {
 	d, ok := p.Images.Known(file)
 	if !ok {
-		return nil, nil
+		return nil, "", nil
 	}
 	if _, ok, err := p.Trees.Has(tree.ACIKey(d)); !ok || err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	e, err := p.Images.Lookup(appcID(d))
 	if errors.Is(err, errdefs.ErrNotFound) {
-		return nil, nil
+		return nil, "", nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	img := &appcImage{digest: d, size: file.Size}
 	if img.text, err = p.Images.Manifest(e.Image.ID); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if img.manifest, err = manifest.DecodeImage(img.text); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	img.below, err = p.dependencies(img.manifest.Dependencies)
-	return img, err
+	return img, e.Image.ID, err
 }
 
 // remember saves the next one to read the file, if it has stayed the same meanwhile.

@@ -92,6 +92,15 @@ func load(t *testing.T, p *stage0.Pipeline, file string) store.Entry {
 	return e
 }
 
+func list(t *testing.T, p *stage0.Pipeline) []store.Entry {
+	t.Helper()
+	all, err := p.Images.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
 // shown are the paths of an image's root filesystem with the image that each file
 // is of.
 func shown(t *testing.T, p *stage0.Pipeline, img store.Image) string {
@@ -346,6 +355,18 @@ func TestACIIsReadOnce(t *testing.T) {
 	if got := shown(t, p, load(t, p, app).Image); got != "app=app two=base" || o.bytes > before {
 		t.Errorf("on the newer base it shows %s; %d bytes were read", got, o.bytes-before)
 	}
+	// The base is no image any more, and this one is whole all the same.
+	for _, e := range list(t, p) {
+		if e.Image.AppcID != appcID(t, app) {
+			if err := p.Images.Remove(t.Context(), e.Image.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := shown(t, p, load(t, p, app).Image); got != "app=app two=base" {
+		t.Errorf("without its base it shows %s", got)
+	}
+	load(t, p, aci(t, "example.com/base", base, "two"))
 	// Its tree is gone, as after gantry gc of an image with a white list.
 	e := load(t, p, app)
 	if err := p.Trees.Remove(t.Context(), e.Image.Trees()[0]); err != nil {
