@@ -46,7 +46,7 @@ func readExits(path string) (map[string]Exit, error) {
 		}
 		return json.Unmarshal(text, &f)
 	})
-	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errBroken) {
+	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errBroken) || err == nil && f.Apps == nil { // "apps": null
 		return map[string]Exit{}, nil
 	}
 	return f.Apps, err

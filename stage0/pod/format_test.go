@@ -60,7 +60,7 @@ func TestFormats(t *testing.T) {
 }
 
 // running is a pod of one app that was moved to run, locked.
-func running(t *testing.T, p *Pods) *Dir {
+func running(t testing.TB, p *Pods) *Dir {
 	t.Helper()
 	u := prepared(t, p, Record{Owner: OwnerCLI, Kind: KindPod, Apps: []AppRecord{{Name: "a"}}})
 	d, err := p.Lock(t.Context(), u)
@@ -74,7 +74,7 @@ func running(t *testing.T, p *Pods) *Dir {
 	return d
 }
 
-func put(t *testing.T, path string, text []byte) {
+func put(t testing.TB, path string, text []byte) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, text, 0o600)); err != nil {
 		t.Fatal(err)

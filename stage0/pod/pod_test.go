@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func open(t *testing.T) *Pods {
+func open(t testing.TB) *Pods {
 	t.Helper()
 	p, err := Open(t.TempDir(), t.TempDir())
 	if err != nil {
@@ -30,7 +30,7 @@ func open(t *testing.T) *Pods {
 	return p
 }
 
-func prepared(t *testing.T, p *Pods, r Record) manifest.UUID {
+func prepared(t testing.TB, p *Pods, r Record) manifest.UUID {
 	t.Helper()
 	d, err := p.New(t.Context(), r, manifest.Request{1, 2, 3})
 	if err != nil {
