@@ -147,7 +147,7 @@ func (i Image) check(id digest.Digest) error {
 		return fmt.Errorf("manifest digest %q: %w: %w", i.ManifestDigest, err, errdefs.ErrInvalid)
 	}
 	for _, name := range i.Trees() {
-		if name == "" || name != filepath.Base(name) {
+		if name == "." || !filepath.IsLocal(name) || name != filepath.Base(name) {
 			return fmt.Errorf("tree name %q: %w", name, errdefs.ErrInvalid)
 		}
 	}

@@ -26,7 +26,7 @@ type sample struct {
 }
 
 // newSample makes an image that differs from others by n.
-func newSample(t *testing.T, n int) sample {
+func newSample(t testing.TB, n int) sample {
 	t.Helper()
 	config, err := json.Marshal(ocispec.Image{Author: fmt.Sprint(n), Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}})
 	if err != nil {
@@ -46,7 +46,7 @@ func newSample(t *testing.T, n int) sample {
 	}
 }
 
-func (x sample) put(t *testing.T, s *Store, names ...string) {
+func (x sample) put(t testing.TB, s *Store, names ...string) {
 	t.Helper()
 	var refs []Ref
 	for _, n := range names {
@@ -57,7 +57,7 @@ func (x sample) put(t *testing.T, s *Store, names ...string) {
 	}
 }
 
-func open(t *testing.T) (*Store, string) {
+func open(t testing.TB) (*Store, string) {
 	t.Helper()
 	dir := t.TempDir()
 	s, err := Open(dir)
