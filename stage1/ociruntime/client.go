@@ -188,11 +188,11 @@ func Reason(log []byte) string {
 		errs = lines[max(0, len(lines)-5):]
 	}
 	// A runtime may say the same to its log and to stderr.
-	reason := strings.TrimSpace(strings.Join(dedup(errs), "; "))
+	reason := strings.TrimSpace(strings.ToValidUTF8(strings.Join(dedup(errs), "; "), "�"))
 	if len(reason) > maxReason {
-		reason = reason[:maxReason] + "…"
+		reason = strings.ToValidUTF8(reason[:maxReason], "") + "…" // no half a character
 	}
-	return strings.ToValidUTF8(reason, "�")
+	return reason
 }
 
 func dedup(list []string) []string {
