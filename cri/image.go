@@ -139,7 +139,7 @@ func (i *images) answer(e store.Entry, pinned map[string]bool) (*runtimeapi.Imag
 		Uid:         u.uid,
 		Username:    u.name,
 		Spec:        &runtimeapi.ImageSpec{Image: id},
-		Pinned:      e.Pinned || pinned[id],
+		Pinned:      e.Pinned || e.ReadOnly != "" || pinned[id], // the kubelet would try to collect it for ever
 	}, nil
 }
 
@@ -216,7 +216,7 @@ func (i *images) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest
 		if err != nil {
 			return nil, err
 		}
-		resp.Info = infoOf(map[string]any{"imageSpec": config, "layers": e.Image.Layers, "manifestDigest": e.Image.ManifestDigest, "appcID": e.Image.AppcID})
+		resp.Info = infoOf(map[string]any{"imageSpec": config, "layers": e.Image.Layers, "manifestDigest": e.Image.ManifestDigest, "appcID": e.Image.AppcID, "readOnlyStore": e.ReadOnly})
 	}
 	return resp, nil
 }

@@ -32,6 +32,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/readonly"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/usage"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
@@ -316,6 +317,9 @@ func (s imageStore) Manifest(digest.Digest) ([]byte, error) { return []byte("{}"
 func (s imageStore) Remove(_ context.Context, id digest.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if slices.ContainsFunc(s.stored, func(e store.Entry) bool { return e.Image.ID == id && e.ReadOnly != "" }) {
+		return readonly.ErrReadOnly
+	}
 	s.stored = slices.DeleteFunc(s.stored, func(e store.Entry) bool { return e.Image.ID == id })
 	return nil
 }
@@ -842,6 +846,27 @@ func TestImages(t *testing.T) {
 		defer r.mu.Unlock()
 		return r.collections == 3
 	})
+}
+
+// TestReadOnlyImage has an image that cannot be removed, which keeps the kubelet from
+// collecting it.
+func TestReadOnlyImage(t *testing.T) {
+	r := newRig(t)
+	baked := busybox
+	baked.ReadOnly = "/disk"
+	r.mu.Lock()
+	r.stored = []store.Entry{baked}
+	r.mu.Unlock()
+	spec := &runtimeapi.ImageSpec{Image: "busybox"}
+	st, err := r.images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: spec, Verbose: true})
+	if err != nil || !st.Image.GetPinned() || !strings.Contains(st.Info["info"], `"readOnlyStore":"/disk"`) {
+		t.Errorf("status %v, %v", st, err)
+	}
+	_, err = r.images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: spec})
+	wantCode(t, err, codes.FailedPrecondition)
+	if !strings.Contains(fmt.Sprint(err), "read-only store") {
+		t.Errorf("remove: %v", err)
+	}
 }
 
 func TestExecSync(t *testing.T) {

@@ -28,6 +28,9 @@ type Config struct {
 	// Dir holds images, trees and pods; RunDir what dies with the boot.
 	Dir    string `json:"dir,omitempty"`
 	RunDir string `json:"runDir,omitempty"`
+	// ReadOnlyStores are further data directories, made in advance, where images and
+	// layers are looked for first and nothing is written.
+	ReadOnlyStores []string `json:"readOnlyStores,omitempty"`
 	// Listen is the CRI socket, "unix:///run/gantry/gantry.sock"; empty is
 	// gantry.sock in RunDir.
 	Listen string `json:"listen,omitempty"`
@@ -181,9 +184,11 @@ func (c Config) check() error {
 			return fmt.Errorf("configuration: %s: %q is not an absolute path: %w", p.key, p.path, errdefs.ErrInvalid)
 		}
 	}
-	for _, d := range c.RegistryAuthDirs {
-		if !filepath.IsAbs(d) {
-			return fmt.Errorf("configuration: registryAuthDirs: %q is not an absolute path: %w", d, errdefs.ErrInvalid)
+	for key, dirs := range map[string][]string{"registryAuthDirs": c.RegistryAuthDirs, "readOnlyStores": c.ReadOnlyStores} {
+		for _, d := range dirs {
+			if !filepath.IsAbs(d) {
+				return fmt.Errorf("configuration: %s: %q is not an absolute path: %w", key, d, errdefs.ErrInvalid)
+			}
 		}
 	}
 	if strings.Contains(c.Listen, "://") && !strings.HasPrefix(c.Listen, "unix://") {

@@ -64,6 +64,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"a relative directory", "dir: data\n", []string{`dir: "data"`}},
 		{"a relative file that may be missing", "registryAuthFile: auth\n", []string{`registryAuthFile: "auth"`}},
 		{"a relative directory of credentials", "registryAuthDirs: [/etc/rkt, rkt]\n", []string{`registryAuthDirs: "rkt"`}},
+		{"a relative read-only store", "readOnlyStores: [/mnt/a, b]\n", []string{`readOnlyStores: "b"`}},
 		{"no unix socket", "listen: tcp://127.0.0.1:1\n", []string{"tcp://127.0.0.1:1"}},
 		{"a negative limit", "layerLimits: {ratio: -1}\n", []string{"layerLimits.ratio: -1"}},
 		{"a limit beyond the kernel's", "layerLimits: {nameLength: 256}\n", []string{"layerLimits.nameLength: 256", "255"}},

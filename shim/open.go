@@ -10,6 +10,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/readonly"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
 	"github.com/gantry-cri/gantry/stage1"
@@ -28,17 +29,21 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	if err != nil {
 		return nil, nil, err
 	}
-	images, err := store.Open(cfg.Dir)
+	readOnly, err := readonly.Open(cfg.Dir, cfg.ReadOnlyStores)
 	if err != nil {
 		return nil, nil, err
 	}
-	trees, err := tree.Open(cfg.Dir)
+	images, err := store.Open(cfg.Dir, readOnly...)
+	if err != nil {
+		return nil, nil, err
+	}
+	trees, err := tree.Open(cfg.Dir, readOnly...)
 	if err != nil {
 		return nil, nil, err
 	}
 	trees.Limits = cfg.LayerLimits
 	r, err := stage1.New(stage1.Config{
-		Pods: pods, TreesDir: trees.Dir(), RunDir: cfg.RunDir,
+		Pods: pods, Trees: trees, RunDir: cfg.RunDir,
 		Driver: cfg.CgroupDriver, Runtime: cfg.Runtime, Runtimes: cfg.Runtimes, Conmon: cfg.Conmon, Init: cfg.Init,
 		Network: cfg.Network(),
 		Report:  report,

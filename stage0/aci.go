@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -364,7 +363,7 @@ func (p *Pipeline) renderListed(ctx context.Context, img *appcImage, layers []st
 	job := render.Job{}
 	own := -1
 	for i, name := range stack.Trees() {
-		job.Roots = append(job.Roots, filepath.Join(p.Trees.Path(name), "rootfs"))
+		job.Roots = append(job.Roots, p.Trees.Root(name))
 		if own < 0 && name == layers[len(layers)-1].Tree {
 			own = i
 		}

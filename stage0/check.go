@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/readonly"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
 	"github.com/gantry-cri/gantry/stage0/verify"
@@ -28,6 +29,8 @@ type CheckedTree struct {
 	Images []digest.Digest `json:"images"` // that are made of it
 	Pods   []TreeUser      `json:"pods"`   // that stack it
 	Repair *Repair         `json:"repair,omitempty"`
+	// ReadOnly is the read-only store that has it, where nothing is repaired.
+	ReadOnly readonly.Dir `json:"readOnlyStore,omitempty"`
 
 	// fixupOf are the layers of a fix-up tree, bottom first.
 	fixupOf []digest.Digest
@@ -79,7 +82,8 @@ func (p *Pipeline) VerifyImages(ctx context.Context, images []store.Entry) (Chec
 	return c, nil
 }
 
-// CheckStore proves all trees of the store, and the records of all images. Nothing is
+// CheckStore proves all trees of the store, and the records of all images; of
+// read-only stores, the trees that images are made of. Nothing is
 // kept from anybody but from a collection, for as long as a tree takes. What is
 // removed meanwhile is no finding.
 func (p *Pipeline) CheckStore(ctx context.Context) (Check, error) {
@@ -305,11 +309,12 @@ func (p *Pipeline) checkTree(ctx context.Context, t *CheckedTree) error {
 	return err
 }
 
-// findUsers fills in which pods use the trees.
+// findUsers fills in where the trees lie and which pods use them.
 func (p *Pipeline) findUsers(trees []CheckedTree) error {
 	at := map[string]*CheckedTree{}
 	for i := range trees {
 		trees[i].Pods = []TreeUser{}
+		trees[i].ReadOnly, _ = p.Trees.ReadOnly(trees[i].Tree)
 		at[trees[i].Tree] = &trees[i]
 	}
 	return p.eachPod(nil, func(found *pod.Pod) error {

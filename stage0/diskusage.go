@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -12,6 +13,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
@@ -24,7 +26,8 @@ type Share struct {
 	Reclaimable int64 `json:"reclaimable"`
 }
 
-// DiskUsage is what a data directory takes, as du counts it.
+// DiskUsage is what a data directory takes, as du counts it. What lies in read-only
+// stores is no part of it.
 type DiskUsage struct {
 	// Trees are extracted layers and fix-up trees.
 	Trees Share `json:"trees"`
@@ -85,6 +88,7 @@ func (p *Pipeline) measure(ctx context.Context) (d DiskUsage, err error) {
 	if err != nil {
 		return d, err
 	}
+	images = slices.DeleteFunc(images, func(e store.Entry) bool { return e.ReadOnly != "" })
 	d.Trees.Count, d.Images.Count, d.Pods.Count = len(trees), len(images), len(pods)
 	if d.Trees.Usage, err = p.Trees.Usage(ctx); err != nil {
 		return d, err

@@ -12,6 +12,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/readonly"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
 	"github.com/gantry-cri/gantry/stage0/verify"
@@ -79,6 +80,9 @@ func (p *Pipeline) repairEach(ctx context.Context, trees []CheckedTree, which fu
 
 // repair replaces one tree and proves the new one. It returns where that is from.
 func (p *Pipeline) repair(ctx context.Context, t *CheckedTree) (from string, err error) {
+	if t.ReadOnly != "" {
+		return "", fmt.Errorf("it lies in %s, which has to be made anew: %w", t.ReadOnly, readonly.ErrReadOnly)
+	}
 	for _, u := range t.Pods {
 		if u.Mounted {
 			return "", mountedError(u)

@@ -69,7 +69,7 @@ func (p *Pipeline) layRootfs(ctx context.Context, d *pod.Dir, spec PodSpec, r Ro
 			err = p.copyTrees(ctx, d, a.Name, trees)
 		}
 		if err == nil {
-			plan := overlay.Plan{Lower: a.Layers, Upper: d.Path("upper", a.Name), Work: d.Path("work", a.Name)}
+			plan := overlay.Plan{Lower: p.Trees.Lower(a.Layers), Upper: d.Path("upper", a.Name), Work: d.Path("work", a.Name)}
 			err = overlay.Make(p.Trees.Dir(), plan)
 		}
 		if err != nil {
@@ -99,7 +99,7 @@ func (p *Pipeline) copyTrees(ctx context.Context, d *pod.Dir, app string, trees 
 		job.Survival = durable.Kill // such a pod cannot outlive a boot
 	}
 	for _, name := range trees {
-		job.Roots = append(job.Roots, filepath.Join(p.Trees.Path(name), "rootfs"))
+		job.Roots = append(job.Roots, p.Trees.Root(name))
 	}
 	if err := os.MkdirAll(filepath.Dir(job.To), 0o700); err != nil {
 		return fmt.Errorf("make upper directory: %w", durable.NoSpace(err))

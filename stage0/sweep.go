@@ -242,7 +242,7 @@ func (p *Pipeline) unusedImages(gone Gone, before time.Time) ([]store.Entry, err
 	}
 	var unused []store.Entry
 	for _, e := range images {
-		if !e.Pinned && !held[string(e.Image.ID)] && e.NamedAt.Before(before) {
+		if e.ReadOnly == "" && !e.Pinned && !held[string(e.Image.ID)] && e.NamedAt.Before(before) {
 			unused = append(unused, e)
 		}
 	}
@@ -316,7 +316,7 @@ func (p *Pipeline) usedTrees(gone Gone) (map[string]bool, error) {
 		return nil, err
 	}
 	for _, b := range broken {
-		if errors.Is(b.Err, errdefs.ErrUnsupported) {
+		if errors.Is(b.Err, errdefs.ErrUnsupported) && b.ReadOnly == "" {
 			return nil, b.Err // of a later version: not damaged, and with trees
 		}
 	}
@@ -325,7 +325,7 @@ func (p *Pipeline) usedTrees(gone Gone) (map[string]bool, error) {
 			continue
 		}
 		for _, t := range e.Image.Trees() {
-			used[t] = true
+			used[t] = used[t] || !p.readOnly(e, t)
 		}
 	}
 	err = p.eachApp(gone, func(a pod.AppRecord) {
@@ -334,6 +334,16 @@ func (p *Pipeline) usedTrees(gone Gone) (map[string]bool, error) {
 		}
 	})
 	return used, err
+}
+
+// readOnly says that an image needs nothing of the data directory for a tree: both lie
+// in read-only stores.
+func (p *Pipeline) readOnly(e store.Entry, name string) bool {
+	if e.ReadOnly == "" {
+		return false
+	}
+	_, ok := p.Trees.ReadOnly(name)
+	return ok
 }
 
 // eachApp calls do for the apps of all pods but those that are gone.

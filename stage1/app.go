@@ -37,7 +37,7 @@ func (r *Runner) startApp(ctx context.Context, d *pod.Dir, p *plan, a *appPlan) 
 		return err
 	}
 	failpoint.Hit(failpoint.OverlayMounting)
-	if err := overlay.Mount(r.cfg.TreesDir, *a.overlay); err != nil {
+	if err := overlay.Mount(r.cfg.Trees.Dir(), *a.overlay); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.OverlayMounted)

@@ -270,7 +270,7 @@ func (r *Runner) planApp(d *pod.Dir, p *plan, a pod.AppRecord, parent string) (a
 		record: a,
 		id:     string(id),
 		overlay: &overlay.Plan{
-			Lower:  a.Layers,
+			Lower:  r.cfg.Trees.Lower(a.Layers),
 			Upper:  d.Path("upper", a.Name),
 			Work:   d.Path("work", a.Name),
 			Target: r.pods.AppRunPath(d.UUID(), a.Name, "rootfs"),
@@ -281,7 +281,7 @@ func (r *Runner) planApp(d *pod.Dir, p *plan, a pod.AppRecord, parent string) (a
 		return appPlan{}, err
 	}
 	for _, name := range a.Layers {
-		if _, err := os.Stat(filepath.Join(r.cfg.TreesDir, name)); err != nil {
+		if _, err := os.Stat(r.cfg.Trees.Path(name)); err != nil {
 			return appPlan{}, fmt.Errorf("layer tree %s of image %s is missing: %w", name, a.ImageName, errdefs.ErrNotFound)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
+	"github.com/gantry-cri/gantry/stage0/tree"
 	"github.com/gantry-cri/gantry/stage1/apparmor"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
 	"github.com/gantry-cri/gantry/stage1/monitor"
@@ -33,8 +34,8 @@ import (
 // Config says with what pods are run.
 type Config struct {
 	Pods *pod.Pods
-	// TreesDir is the directory of the extracted layers.
-	TreesDir string
+	// Trees has the extracted layers.
+	Trees *tree.Store
 	// RunDir is the daemon's run directory; the OCI runtime keeps its state below it.
 	RunDir string
 	// Driver says who makes cgroups; empty chooses systemd where it is process 1.

@@ -68,11 +68,11 @@ func newNode(t *testing.T) *node {
 	site := overlay.Site{Dir: dir, Known: filepath.Join(run, "overlay")}
 	n := &node{pipeline: &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Overlay: site}, reports: make(chan string, 100)}
 	n.runner, err = stage1.New(stage1.Config{
-		Pods:     pods,
-		TreesDir: filepath.Join(dir, "trees"),
-		RunDir:   run,
-		Network:  network.Config{ConfDir: filepath.Join(dir, "none")},
-		Report:   func(u manifest.UUID, what string, err error) { n.reports <- fmt.Sprintf("%s: %s: %v", u, what, err) },
+		Pods:    pods,
+		Trees:   trees,
+		RunDir:  run,
+		Network: network.Config{ConfDir: filepath.Join(dir, "none")},
+		Report:  func(u manifest.UUID, what string, err error) { n.reports <- fmt.Sprintf("%s: %s: %v", u, what, err) },
 	})
 	if err != nil {
 		t.Fatal(err)

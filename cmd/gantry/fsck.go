@@ -126,6 +126,9 @@ func printTree(w io.Writer, t stage0.CheckedTree, names map[string]string) {
 	if t.Omitted > 0 {
 		fmt.Fprintf(w, "  and %d more\n", t.Omitted)
 	}
+	if t.ReadOnly != "" {
+		fmt.Fprintf(w, "  lies in the read-only store %s\n", t.ReadOnly)
+	}
 	for _, id := range t.Images {
 		fmt.Fprintf(w, "  is of image %s (%s)\n", id, names[string(id)])
 	}

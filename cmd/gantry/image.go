@@ -39,6 +39,8 @@ type imageView struct {
 	Layers   int       `json:"layers"`
 	Pinned   bool      `json:"pinned"`
 	PulledAt time.Time `json:"pulledAt"`
+	// ReadOnlyStore is the one that has it and that it cannot be removed from.
+	ReadOnlyStore string `json:"readOnlyStore,omitempty"`
 }
 
 func imageViewOf(images *store.Store, e store.Entry) (imageView, error) {
@@ -48,7 +50,7 @@ func imageViewOf(images *store.Store, e store.Entry) (imageView, error) {
 	}
 	v := imageView{
 		ID: string(e.Image.ID), AppcID: e.Image.AppcID, Names: names, Size: e.Image.Size,
-		Layers: len(e.Image.Layers), Pinned: e.Pinned, PulledAt: e.Image.PulledAt,
+		Layers: len(e.Image.Layers), Pinned: e.Pinned, PulledAt: e.Image.PulledAt, ReadOnlyStore: string(e.ReadOnly),
 	}
 	im, err := stage0.AppcManifest(images, e.Image)
 	if err != nil || im == nil {

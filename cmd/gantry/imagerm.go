@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/readonly"
 	"github.com/gantry-cri/gantry/stage0/store"
 )
 
@@ -32,7 +33,7 @@ func newImageRm(o *options) *cobra.Command {
 
 func removeImage(ctx context.Context, s *store.Store, id digest.Digest) error {
 	err := s.Remove(ctx, id)
-	if errors.Is(err, errdefs.ErrState) {
+	if errors.Is(err, errdefs.ErrState) && !errors.Is(err, readonly.ErrReadOnly) {
 		return hintError{err, "gantry image unpin lets it go"}
 	}
 	return err

@@ -19,9 +19,10 @@ import (
 // options are the flags that every command takes. What is given beats the
 // configuration file, which the commands read as the daemon does.
 type options struct {
-	file   string
-	given  []func(*shim.Config)
-	binDir []string
+	file     string
+	given    []func(*shim.Config)
+	binDir   []string
+	readOnly []string
 }
 
 func (o *options) register(flags *pflag.FlagSet) {
@@ -31,15 +32,8 @@ func (o *options) register(flags *pflag.FlagSet) {
 	o.path(flags, "registry-config-dir", "`DIR` with REGISTRY/hosts.toml (default /etc/gantry/certs.d)", func(c *shim.Config, s string) { c.RegistryConfigDir = s })
 	o.path(flags, "registry-auth", "`FILE` with credentials, as docker's config.json (default that of docker; none under serve)", func(c *shim.Config, s string) { c.RegistryAuthFile = s })
 	o.path(flags, "cni-conf-dir", "`DIR` with network configurations (default /etc/cni/net.d)", func(c *shim.Config, s string) { c.CNIConfDir = s })
-	flags.Func("cni-bin-dir", "`DIR` with CNI plugins; may be repeated (default /opt/cni/bin, /usr/lib/cni)", func(s string) error {
-		abs, err := filepath.Abs(s)
-		if err != nil {
-			return err
-		}
-		o.binDir = append(o.binDir, abs)
-		o.given = append(o.given, func(c *shim.Config) { c.CNIBinDirs = o.binDir })
-		return nil
-	})
+	o.paths(flags, "read-only-store", "data `DIR` made in advance: images and layers are looked for there first, and nothing is written; may be repeated", &o.readOnly, func(c *shim.Config) { c.ReadOnlyStores = o.readOnly })
+	o.paths(flags, "cni-bin-dir", "`DIR` with CNI plugins; may be repeated (default /opt/cni/bin, /usr/lib/cni)", &o.binDir, func(c *shim.Config) { c.CNIBinDirs = o.binDir })
 	flags.Func("cgroup-driver", "`DRIVER` that makes cgroups, cgroupfs or systemd (default systemd where it is process 1)", func(s string) error {
 		driver := cgroup.Driver(s)
 		if driver != cgroup.Cgroupfs && driver != cgroup.Systemd {
@@ -66,6 +60,19 @@ func (o *options) path(flags *pflag.FlagSet, name, usage string, set func(*shim.
 			return err
 		}
 		o.given = append(o.given, func(c *shim.Config) { set(c, abs) })
+		return nil
+	})
+}
+
+// paths is path for a flag that may be repeated; all are in the list before set is called.
+func (o *options) paths(flags *pflag.FlagSet, name, usage string, list *[]string, set func(*shim.Config)) {
+	flags.Func(name, usage, func(s string) error {
+		abs, err := filepath.Abs(s)
+		if err != nil {
+			return err
+		}
+		*list = append(*list, abs)
+		o.given = append(o.given, set)
 		return nil
 	})
 }

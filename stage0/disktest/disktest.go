@@ -17,7 +17,11 @@ import (
 const size = "400M"
 
 // Disk is a file system in a file. It is mounted until the test ends.
-type Disk struct{ Dir, image string }
+type Disk struct {
+	Dir     string
+	image   string
+	options string
+}
 
 // New makes a file system with mkfs.NAME, where mkfs is the name and the options behind
 // it, and mounts it. Without root, or where the kernel does not have it, the test skips.
@@ -34,7 +38,7 @@ func New(t testing.TB, mkfs string) *Disk {
 	if !bytes.Contains(list, []byte("\t"+words[0]+"\n")) {
 		t.Skip("the kernel has no " + words[0])
 	}
-	d := &Disk{image: filepath.Join(t.TempDir(), "image"), Dir: t.TempDir()}
+	d := &Disk{image: filepath.Join(t.TempDir(), "image"), Dir: t.TempDir(), options: "loop"}
 	run(t, "truncate", "-s", size, d.image)
 	run(t, "mkfs."+words[0], append(words[1:], d.image)...)
 	d.mount(t)
@@ -49,9 +53,19 @@ func (d *Disk) Remount(t testing.TB) {
 	d.mount(t)
 }
 
+// ReadOnly mounts the file system anew, such that nothing can write to it.
+func (d *Disk) ReadOnly(t testing.TB) {
+	t.Helper()
+	d.options = "loop,ro"
+	d.Remount(t)
+}
+
+// Image is the file that holds the file system.
+func (d *Disk) Image() string { return d.image }
+
 func (d *Disk) mount(t testing.TB) {
 	t.Helper()
-	run(t, "mount", "-o", "loop", d.image, d.Dir)
+	run(t, "mount", "-o", d.options, d.image, d.Dir)
 }
 
 // unmount leaves no mount behind, also where the test has left it in use, which is an

@@ -24,7 +24,8 @@ import (
 // Plan is one overlay mount, as prepare lays it down and stage1 makes it.
 // Nothing of it needs to exist but what Lower names until Make.
 type Plan struct {
-	// Lower names the trees of the stack, topmost first. It may name one twice.
+	// Lower names the trees of the stack, topmost first: those of the trees' directory
+	// by their names there, others by absolute paths. It may name one twice.
 	Lower []string
 	// Upper and Work are the absolute paths of the writable layer and of
 	// overlay's work directory, on one file system. Both empty: read-only.
@@ -68,11 +69,19 @@ func makeDirs(treesDir string, p Plan) error {
 		return err
 	}
 	if len(p.Lower) > 0 {
-		if err := tree.CopyAttributes(filepath.Join(treesDir, p.Lower[0], "rootfs"), fresh); err != nil {
+		if err := tree.CopyAttributes(rootOf(treesDir, p.Lower[0]), fresh); err != nil {
 			return err
 		}
 	}
 	return os.Rename(fresh, p.Upper)
+}
+
+// rootOf returns the path of the files of a tree that Plan.Lower names.
+func rootOf(treesDir, name string) string {
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(treesDir, name)
+	}
+	return filepath.Join(name, "rootfs")
 }
 
 // Mount makes the mount. A stack without trees shows the upper directory
@@ -140,7 +149,7 @@ func mountStack(treesDir string, lower []string, p Plan) (err error) {
 
 // shorten makes symbolic links in dir to directories relative to root, and
 // returns the links' names, which are as short as can be. The kernel follows
-// them when it mounts and not later.
+// them when it mounts and not later. Absolute directories stay what they are.
 func shorten(root string, dirs []string, dir string) ([]string, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -149,7 +158,10 @@ func shorten(root string, dirs []string, dir string) ([]string, error) {
 	names := make([]string, len(dirs))
 	for i, d := range dirs {
 		names[i] = strconv.FormatInt(int64(i), 36)
-		if err := os.Symlink(filepath.Join(root, d), filepath.Join(dir, names[i])); err != nil {
+		if !filepath.IsAbs(d) {
+			d = filepath.Join(root, d)
+		}
+		if err := os.Symlink(d, filepath.Join(dir, names[i])); err != nil {
 			return nil, durable.NoSpace(err)
 		}
 	}
@@ -168,7 +180,7 @@ func visible(treesDir string, names []string) ([]string, error) {
 		}
 		seen[name] = true
 		lower = append(lower, name)
-		opaque, err := tree.Opaque(filepath.Join(treesDir, name, "rootfs"))
+		opaque, err := tree.Opaque(rootOf(treesDir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("tree %s: %w", name, errdefs.ErrNotFound)
 		}

@@ -366,3 +366,29 @@ func TestEscape(t *testing.T) {
 		t.Errorf("Escape = %s", got)
 	}
 }
+
+// TestMountFromSeveralStores stacks trees of the directory on trees of another one,
+// few and so many that they are mounted through links.
+func TestMountFromSeveralStores(t *testing.T) {
+	for _, n := range []int{1, 200} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			trees, p := plan(t, "own")
+			var others []string
+			for i := range n {
+				others = append(others, fmt.Sprintf("other%d", i))
+			}
+			elsewhere, _ := plan(t, others...)
+			for _, name := range others {
+				p.Lower = append(p.Lower, filepath.Join(elsewhere, name))
+			}
+			if err := errors.Join(Make(trees, p), Mount(trees, p)); err != nil {
+				t.Fatal(err)
+			}
+			for file, want := range map[string]string{"all": "own", "own": "own", others[n-1]: others[n-1]} {
+				if got, err := os.ReadFile(filepath.Join(p.Target, file)); err != nil || string(got) != want {
+					t.Errorf("%s: %q, %v", file, got, err)
+				}
+			}
+		})
+	}
+}

@@ -108,11 +108,11 @@ func (s *Store) entry(id digest.Digest) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	img, err := s.Get(id)
+	r, err := s.record(id)
 	if err != nil {
 		return Entry{}, err
 	}
-	return s.newEntry(img, refs)
+	return s.newEntry(r, refs)
 }
 
 // isImageID tells whether s is a full image id, which no reference looks like.

@@ -11,12 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/format"
+	"github.com/gantry-cri/gantry/stage0/readonly"
 	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
@@ -25,6 +27,8 @@ import (
 type Broken struct {
 	Path string
 	Err  error
+	// ReadOnly is the read-only store that has it; empty for the data directory.
+	ReadOnly readonly.Dir
 }
 
 // List returns all images, sorted by id. An image whose record is broken is not
@@ -47,43 +51,67 @@ func (s *Store) scan() ([]Entry, []Broken, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("list images: %w", err)
 	}
-	dirs, err := os.ReadDir(filepath.Join(s.dir, imagesDir))
-	if err != nil {
-		return nil, nil, fmt.Errorf("list images: %w", err)
-	}
 	var entries []Entry
-	for _, d := range dirs {
-		id, ok := fromDirectory(d.Name())
-		if !ok {
-			continue
+	seen := map[string]bool{}
+	for _, dir := range s.stores() {
+		found, unread, err := s.recordsIn(dir, seen)
+		if err != nil {
+			return nil, nil, fmt.Errorf("list images: %w", err)
 		}
-		r, err := s.record(id)
-		switch {
-		case err == nil:
-			e, err := s.newEntry(r.image, refs)
+		broken = append(broken, unread...)
+		for _, r := range found {
+			e, err := s.newEntry(r, refs)
 			if err != nil {
 				return nil, nil, fmt.Errorf("list images: %w", err)
 			}
 			entries = append(entries, e)
-		case errors.Is(err, errdefs.ErrNotFound) && !s.there(d.Name()):
-			// Removed since the directory was read.
-		case isTransient(err):
-			return nil, nil, fmt.Errorf("list images: %w", err)
-		default:
-			broken = append(broken, Broken{Path: filepath.Join(s.dir, imagesDir, d.Name()), Err: err})
 		}
 	}
+	slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(string(a.Image.ID), string(b.Image.ID)) })
 	return entries, broken, nil
 }
 
+// recordsIn returns the records of one store that have not been seen in another, and
+// those that cannot be understood.
+func (s *Store) recordsIn(store string, seen map[string]bool) (found []record, broken []Broken, err error) {
+	dirs, err := os.ReadDir(filepath.Join(store, imagesDir))
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, d := range dirs {
+		if _, ok := fromDirectory(d.Name()); !ok || seen[d.Name()] {
+			continue
+		}
+		r, err := s.recordIn(store, d.Name())
+		switch {
+		case err == nil:
+			seen[d.Name()] = true
+			found = append(found, r)
+		case errors.Is(err, errdefs.ErrNotFound) && !thereIn(store, d.Name()):
+			// Removed since the directory was read.
+		case isTransient(err):
+			return nil, nil, err
+		default:
+			broken = append(broken, Broken{Path: filepath.Join(store, imagesDir, d.Name()), Err: err, ReadOnly: s.readOnlyStore(store)})
+		}
+	}
+	return found, broken, nil
+}
+
+// there says whether any store has the image.
 func (s *Store) there(name string) bool {
-	_, err := os.Lstat(filepath.Join(s.dir, imagesDir, name))
+	return slices.ContainsFunc(s.stores(), func(dir string) bool { return thereIn(dir, name) })
+}
+
+func thereIn(store, name string) bool {
+	_, err := os.Lstat(filepath.Join(store, imagesDir, name))
 	return err == nil
 }
 
 // newEntry picks the image's names out of refs, and looks for a pin.
-func (s *Store) newEntry(img Image, refs []Ref) (e Entry, err error) {
-	e = Entry{Image: img, NamedAt: img.PulledAt}
+func (s *Store) newEntry(rec record, refs []Ref) (e Entry, err error) {
+	img := rec.image
+	e = Entry{Image: img, NamedAt: img.PulledAt, ReadOnly: s.readOnlyStore(rec.store)}
 	if e.Pinned, err = s.pinned(img.ID); err != nil {
 		return Entry{}, err
 	}
@@ -176,17 +204,39 @@ func identify(info fs.FileInfo) identity {
 	return identity{inode: st.Ino, size: st.Size, ctime: st.Ctim, modified: st.Mtim.Nano()}
 }
 
-// readRefs returns all references. Those that have not changed since they were
-// read last cost a stat.
-func (s *Store) readRefs() ([]Ref, []Broken, error) {
-	files, err := os.ReadDir(filepath.Join(s.dir, refsDir))
+// readRefs returns the references of all stores; a name in the data directory is the
+// latest.
+func (s *Store) readRefs() (refs []Ref, broken []Broken, err error) {
+	seen := map[string]bool{}
+	for _, dir := range s.refStores() {
+		found, unread, err := s.refsIn(dir, seen)
+		if err != nil {
+			return nil, nil, err
+		}
+		refs, broken = append(refs, found...), append(broken, unread...)
+	}
+	return refs, broken, nil
+}
+
+// refStores are where names are looked for, in that order.
+func (s *Store) refStores() []string {
+	dirs := s.stores()
+	return append([]string{s.dir}, dirs[:len(dirs)-1]...)
+}
+
+// refsIn returns the references of one store, but for names that were seen before.
+// Those that have not changed since they were read last cost a stat.
+func (s *Store) refsIn(store string, seen map[string]bool) (refs []Ref, broken []Broken, err error) {
+	files, err := os.ReadDir(filepath.Join(store, refsDir))
 	if err != nil {
 		return nil, nil, err
 	}
-	var refs []Ref
-	var broken []Broken
 	for _, f := range files {
-		ref, err := s.readRef(f.Name())
+		if seen[f.Name()] {
+			continue
+		}
+		seen[f.Name()] = true
+		ref, err := s.readRefIn(store, f.Name())
 		switch {
 		case err == nil:
 			refs = append(refs, ref)
@@ -195,22 +245,32 @@ func (s *Store) readRefs() ([]Ref, []Broken, error) {
 		case isTransient(err):
 			return nil, nil, err
 		default:
-			broken = append(broken, Broken{Path: filepath.Join(s.dir, refsDir, f.Name()), Err: err})
+			broken = append(broken, Broken{Path: filepath.Join(store, refsDir, f.Name()), Err: err, ReadOnly: s.readOnlyStore(store)})
 		}
 	}
 	return refs, broken, nil
 }
 
-// readRef returns the reference in the file of that name.
-func (s *Store) readRef(file string) (Ref, error) {
-	path := filepath.Join(s.dir, refsDir, file)
+// readRef returns the reference in the file of that name, of the first store that has
+// one.
+func (s *Store) readRef(file string) (ref Ref, err error) {
+	for _, dir := range s.refStores() {
+		if ref, err = s.readRefIn(dir, file); !errors.Is(err, errdefs.ErrNotFound) {
+			return ref, err
+		}
+	}
+	return ref, err
+}
+
+func (s *Store) readRefIn(store, file string) (Ref, error) {
+	path := filepath.Join(store, refsDir, file)
 	info, err := os.Lstat(path)
 	if err != nil {
 		return Ref{}, asNotFound(err)
 	}
 	id := identify(info)
 	s.mu.Lock()
-	known, ok := s.refs[file]
+	known, ok := s.refs[path]
 	s.mu.Unlock()
 	if ok && known.identity == id {
 		return known.ref, nil
@@ -230,13 +290,13 @@ func (s *Store) readRef(file string) (Ref, error) {
 		return Ref{}, fmt.Errorf("reference %s is damaged: %w", file, err)
 	}
 	s.mu.Lock()
-	s.refs[file] = identityRef{identity: id, ref: ref}
+	s.refs[path] = identityRef{identity: id, ref: ref}
 	s.mu.Unlock()
 	return ref, nil
 }
 
-// Usage returns what records, names and pins take on disk, with the folders that
-// hold them.
+// Usage returns what records, names and pins take of the data directory, with the
+// folders that hold them.
 func (s *Store) Usage(ctx context.Context) (usage.Usage, error) {
 	var sum usage.Usage
 	for _, dir := range []string{imagesDir, refsDir, pinsDir, filesDir} {
@@ -249,8 +309,8 @@ func (s *Store) Usage(ctx context.Context) (usage.Usage, error) {
 	return sum, nil
 }
 
-// UsageOf returns what the image's record and its names take on disk; its trees
-// are not among it.
+// UsageOf returns what the image's record and its names take of the data directory;
+// its trees are not among it.
 func (s *Store) UsageOf(ctx context.Context, e Entry) (usage.Usage, error) {
 	sum, err := usage.Of(ctx, filepath.Join(s.dir, imagesDir, e.Image.ID.Encoded()))
 	if err != nil {

@@ -12,6 +12,10 @@
 // asked of the disk every time, because other processes share it. A file that
 // cannot be understood costs the one object that it describes.
 //
+// Images and names are looked for in read-only stores as well, which are directories
+// of the same form: images there first, names in the data directory first, whose are
+// the later ones. Nothing there is written or locked, and pins there do not count.
+//
 // Two locks, both flocks of directories that are never removed: the one of
 // images/ (LockShared, TryLockExclusive) is between those who need trees and those
 // who collect them, and may be held for as long as a pull takes; the one of refs/
@@ -34,6 +38,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/readonly"
 )
 
 const (
@@ -126,33 +131,55 @@ type Entry struct {
 	Pinned bool
 	// NamedAt is when a pull last gave it a name, or else when it was pulled first.
 	NamedAt time.Time
+	// ReadOnly is the read-only store that its record lies in, and that it cannot be
+	// removed from; empty for an image of the data directory.
+	ReadOnly readonly.Dir
 }
 
-// Store is the image store of one data directory. Any number of processes may
-// have the same one open.
+// Store is the image store of one data directory, and of read-only stores that are
+// looked in first. Any number of processes may have the same one open.
 type Store struct {
-	dir string
+	dir      string
+	readOnly []readonly.Dir
 
 	mu      sync.Mutex             // protects the two below; never held over I/O
-	records map[string]record      // by directory name
-	refs    map[string]identityRef // by file name
+	records map[string]record      // by directory
+	refs    map[string]identityRef // by path
 }
 
 // record is what the files of one image say.
 type record struct {
+	store  string // the data directory or read-only store that has it
 	image  Image
 	config ocispec.Image
 }
 
 // Open opens the image store of the data directory dir, and makes images, refs,
 // pins, files and tmp in it when they are not there.
-func Open(dir string) (*Store, error) {
+func Open(dir string, readOnly ...readonly.Dir) (*Store, error) {
 	for _, sub := range []string{imagesDir, refsDir, pinsDir, filesDir, tmpDir} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return nil, fmt.Errorf("open image store: %w", durable.NoSpace(err))
 		}
 	}
-	return &Store{dir: dir, records: map[string]record{}, refs: map[string]identityRef{}}, nil
+	return &Store{dir: dir, readOnly: readOnly, records: map[string]record{}, refs: map[string]identityRef{}}, nil
+}
+
+// stores are where images are looked for, in that order.
+func (s *Store) stores() []string {
+	dirs := make([]string, 0, len(s.readOnly)+1)
+	for _, d := range s.readOnly {
+		dirs = append(dirs, string(d))
+	}
+	return append(dirs, s.dir)
+}
+
+// readOnlyStore names a store that is not the data directory.
+func (s *Store) readOnlyStore(dir string) readonly.Dir {
+	if dir == s.dir {
+		return ""
+	}
+	return readonly.Dir(dir)
 }
 
 // TempDir is where files without a name may be made, on the store's filesystem.
@@ -179,7 +206,7 @@ func (s *Store) Manifest(id digest.Digest) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := os.ReadFile(filepath.Join(s.dir, imagesDir, id.Encoded(), manifestFile))
+	data, err := os.ReadFile(filepath.Join(r.store, imagesDir, id.Encoded(), manifestFile))
 	if err != nil {
 		return nil, fmt.Errorf("manifest of image %s: %w", id, asNotFound(err))
 	}
@@ -189,35 +216,54 @@ func (s *Store) Manifest(id digest.Digest) ([]byte, error) {
 	return data, nil
 }
 
-// record returns what the files of an image say, after a look whether they are
-// still there.
+// record returns what the files of an image say, in the first store where they can
+// be understood.
 func (s *Store) record(id digest.Digest) (record, error) {
 	name, err := directory(id)
 	if err != nil {
 		return record{}, err
 	}
-	if _, err := os.Lstat(filepath.Join(s.dir, imagesDir, name)); err != nil {
-		s.forget(name)
+	var failed error
+	for _, dir := range s.stores() {
+		r, err := s.recordIn(dir, name)
+		if err == nil {
+			return r, nil
+		}
+		if failed == nil || errors.Is(failed, errdefs.ErrNotFound) {
+			failed = err
+		}
+	}
+	return record{}, failed
+}
+
+// recordIn is record for one store, after a look whether the files are still there.
+func (s *Store) recordIn(store, name string) (record, error) {
+	id := digest.NewDigestFromEncoded(digest.SHA256, name)
+	dir := filepath.Join(store, imagesDir, name)
+	if _, err := os.Lstat(dir); err != nil {
+		s.forget(dir)
 		return record{}, fmt.Errorf("image %s: %w", id, asNotFound(err))
 	}
 	s.mu.Lock()
-	r, ok := s.records[name]
+	r, ok := s.records[dir]
 	s.mu.Unlock()
 	if ok {
 		return r, nil
 	}
-	if r, err = readRecord(filepath.Join(s.dir, imagesDir, name), id); err != nil {
+	r, err := readRecord(dir, id)
+	if err != nil {
 		return record{}, fmt.Errorf("image %s: %w", id, asNotFound(err))
 	}
+	r.store = store
 	s.mu.Lock()
-	s.records[name] = r
+	s.records[dir] = r
 	s.mu.Unlock()
 	return r, nil
 }
 
-func (s *Store) forget(name string) {
+func (s *Store) forget(dir string) {
 	s.mu.Lock()
-	delete(s.records, name)
+	delete(s.records, dir)
 	s.mu.Unlock()
 }
 

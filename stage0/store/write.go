@@ -16,6 +16,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/format"
+	"github.com/gantry-cri/gantry/stage0/readonly"
 )
 
 // Put makes the image's record. It is idempotent: nil means that a record of
@@ -37,14 +38,27 @@ func (s *Store) SetRef(ctx context.Context, ref Ref) error {
 }
 
 // RemoveRef takes a name away. The image stays, and a name that is not there is
-// no error.
+// no error; one that a read-only store has as well is ErrReadOnly.
 func (s *Store) RemoveRef(ctx context.Context, name string) error {
 	return s.change(ctx, func() error {
 		if err := s.removeRef(refFile(name)); err != nil {
 			return fmt.Errorf("remove name %q: %w", name, err)
 		}
-		return durable.SyncDir(filepath.Join(s.dir, refsDir))
+		if err := durable.SyncDir(filepath.Join(s.dir, refsDir)); err != nil {
+			return err
+		}
+		for _, d := range s.readOnly {
+			if _, err := s.readRefIn(string(d), refFile(name)); !errors.Is(err, errdefs.ErrNotFound) {
+				return fmt.Errorf("remove name %q: %w", name, stays(d))
+			}
+		}
+		return nil
 	})
+}
+
+// stays is the error of who removes what a read-only store has.
+func stays(in readonly.Dir) error {
+	return fmt.Errorf("it lies in the read-only store %s: %w", in, readonly.ErrReadOnly)
 }
 
 // Commit is Put and then SetRef of each of refs, with nobody between: a removal
@@ -71,7 +85,8 @@ func (s *Store) Commit(ctx context.Context, img Image, manifest, config []byte, 
 
 // Remove removes all names of the image at once and then its record; its trees
 // are left to the collection. An image that is not there is no error; one that a
-// pin holds is ErrState.
+// pin holds is ErrState. Of one that a read-only store has, all goes that the data
+// directory has of it; the image stays, with ErrReadOnly.
 func (s *Store) Remove(ctx context.Context, id digest.Digest) error {
 	name, err := directory(id)
 	if err != nil {
@@ -81,7 +96,15 @@ func (s *Store) Remove(ctx context.Context, id digest.Digest) error {
 		if err := s.refusePinned(id); err != nil {
 			return err
 		}
-		return s.removeAll(name, id)
+		if err := s.removeAll(name, id); err != nil {
+			return err
+		}
+		for _, d := range s.readOnly {
+			if thereIn(string(d), name) {
+				return stays(d)
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
@@ -97,8 +120,9 @@ func (s *Store) removeAll(name string, id digest.Digest) error {
 	if err != nil {
 		return durable.NoSpace(err)
 	}
-	err = os.Rename(filepath.Join(s.dir, imagesDir, name), filepath.Join(gone, name))
-	s.forget(name)
+	record := filepath.Join(s.dir, imagesDir, name)
+	err = os.Rename(record, filepath.Join(gone, name))
+	s.forget(record)
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
@@ -117,7 +141,7 @@ func (s *Store) removeAll(name string, id digest.Digest) error {
 }
 
 func (s *Store) removeRefsTo(id digest.Digest) error {
-	refs, _, err := s.readRefs()
+	refs, err := s.ownRefs()
 	if err != nil {
 		return err
 	}
@@ -178,8 +202,14 @@ func (s *Store) sweepEntry(name string) error {
 	return err
 }
 
+// ownRefs are the references of the data directory, the only ones that are changed.
+func (s *Store) ownRefs() ([]Ref, error) {
+	refs, _, err := s.refsIn(s.dir, map[string]bool{})
+	return refs, err
+}
+
 func (s *Store) sweepRefs() error {
-	refs, _, err := s.readRefs()
+	refs, err := s.ownRefs()
 	if err != nil {
 		return err
 	}
@@ -237,14 +267,15 @@ type refContent struct {
 // fileMode is that of records and references.
 const fileMode = 0o644
 
-// writeRecord makes the image's directory unless a good one is there.
+// writeRecord makes the image's directory unless a good one is there, or in a
+// read-only store.
 func (s *Store) writeRecord(name string, img Image, manifest, config []byte) error {
 	if _, err := s.record(img.ID); err == nil {
 		return nil
 	} else if isTransient(err) {
 		return err
 	}
-	if s.there(name) { // broken
+	if thereIn(s.dir, name) { // broken
 		if err := s.removeBroken(name); err != nil {
 			return err
 		}
@@ -312,9 +343,10 @@ func (s *Store) writeRef(ref Ref) error {
 }
 
 func (s *Store) removeRef(file string) error {
-	err := os.Remove(filepath.Join(s.dir, refsDir, file))
+	path := filepath.Join(s.dir, refsDir, file)
+	err := os.Remove(path)
 	s.mu.Lock()
-	delete(s.refs, file)
+	delete(s.refs, path)
 	s.mu.Unlock()
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

@@ -52,6 +52,7 @@ type Skipped struct {
 }
 
 const (
+	treesDir   = "trees"
 	metaFile   = "meta.json"
 	rootfsName = "rootfs"
 	maxSkipped = 100

@@ -79,7 +79,7 @@ func (s *Store) publish(p *Pending) error {
 	if p.lock == nil {
 		return nil
 	}
-	target := s.Path(p.name)
+	target := s.own(p.name)
 	err := unix.Renameat2(unix.AT_FDCWD, p.path, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) {
 		// A file system without the flag: a tree is never an empty directory, so

@@ -16,6 +16,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/readonly"
 	"github.com/gantry-cri/gantry/stage0/usage"
 )
 
@@ -30,25 +31,27 @@ type Layer struct {
 	MediaType string
 }
 
-// Store is the tree store of one data directory. It may be used from several
-// goroutines, and several processes may have the same directory open.
+// Store is the tree store of one data directory, and of read-only stores that are
+// looked in first. It may be used from several goroutines, and several processes may
+// have the same directory open.
 type Store struct {
 	// Limits hold for the extractions that begin after they are set.
 	Limits Limits
 
-	trees string // absolute path of trees/
-	tmp   string // absolute path of tmp/
-	sync  syncer // shares one syncfs between commits
+	trees    string         // absolute path of trees/
+	tmp      string         // absolute path of tmp/
+	sync     syncer         // shares one syncfs between commits
+	readOnly []readonly.Dir // looked in first, never written
 }
 
 // Open returns the store of the data directory dir and makes its folders when
 // they are missing. They are for root alone: trees hold set-id files and devices.
-func Open(dir string) (*Store, error) {
+func Open(dir string, readOnly ...readonly.Dir) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open tree store: %w", err)
 	}
-	s := &Store{trees: filepath.Join(abs, "trees"), tmp: filepath.Join(abs, "tmp")}
+	s := &Store{trees: filepath.Join(abs, treesDir), tmp: filepath.Join(abs, "tmp"), readOnly: readOnly}
 	for _, d := range []string{s.trees, s.tmp} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open tree store: %w", durable.NoSpace(err))
@@ -75,16 +78,53 @@ func hashName(s string) string {
 	return strings.ToLower(nameEncoding.EncodeToString(sum[:])[:12])
 }
 
-// Path returns the absolute path of the tree with this name, present or not.
-// Its files are under Path(name)/rootfs.
-func (s *Store) Path(name string) string { return filepath.Join(s.trees, name) }
+// Path returns the absolute path of the tree with this name: in the first read-only
+// store that has it, else in the data directory, present or not. Its files are under
+// Path(name)/rootfs.
+func (s *Store) Path(name string) string {
+	if d, ok := s.ReadOnly(name); ok {
+		return filepath.Join(string(d), treesDir, name)
+	}
+	return s.own(name)
+}
 
-// Root returns the absolute path of the files of the tree with this name.
-func (s *Store) Root(name string) string { return filepath.Join(s.trees, name, rootfsName) }
+// ReadOnly returns the read-only store that Path finds the tree with this name in,
+// and false for all other trees.
+func (s *Store) ReadOnly(name string) (readonly.Dir, bool) {
+	for _, d := range s.readOnly {
+		// A tree that is there is whole. One that cannot be looked at is another's
+		// to complain of: who opens it has the better error.
+		if _, err := os.Lstat(filepath.Join(string(d), treesDir, name)); err == nil {
+			return d, true
+		}
+	}
+	return "", false
+}
 
-// Dir returns the absolute path of the folder that holds all trees: what
-// overlay.Mount takes.
+// own returns the path of a tree in the data directory, the only one that is written.
+func (s *Store) own(name string) string { return filepath.Join(s.trees, name) }
+
+// Root returns the absolute path of the files of the tree with this name, as Path.
+func (s *Store) Root(name string) string { return filepath.Join(s.Path(name), rootfsName) }
+
+// Dir returns the absolute path of the folder that holds the data directory's trees:
+// what overlay.Mount takes.
 func (s *Store) Dir() string { return s.trees }
+
+// Lower returns trees as overlay.Plan takes them: by name where they lie in Dir, else
+// by path.
+func (s *Store) Lower(names []string) []string {
+	lower := make([]string, len(names))
+	for i, name := range names {
+		if lower[i] = name; len(s.readOnly) == 0 {
+			continue
+		}
+		if _, ok := s.ReadOnly(name); ok {
+			lower[i] = s.Path(name)
+		}
+	}
+	return lower
+}
 
 // Has says whether the layer with this diff ID is in the store. It is cheap:
 // one small file is read. Another layer under the same name is ErrExists.
@@ -110,7 +150,7 @@ func (s *Store) has(name string, id digest.Digest) (Meta, bool, error) {
 // fix-up tree's; ErrNotFound when it is not there.
 func (s *Store) Meta(name string) (Meta, error) { return readMeta(s.Path(name)) }
 
-// List returns the names of all trees, sorted.
+// List returns the names of all trees of the data directory, sorted.
 func (s *Store) List() ([]string, error) {
 	entries, err := os.ReadDir(s.trees)
 	if err != nil {
@@ -125,8 +165,8 @@ func (s *Store) List() ([]string, error) {
 	return names, nil
 }
 
-// Usage returns what all trees take on disk, the folder that holds them included,
-// from their records.
+// Usage returns what the trees of the data directory take on disk, the folder that
+// holds them included, from their records.
 func (s *Store) Usage(ctx context.Context) (usage.Usage, error) {
 	names, err := s.List()
 	if err != nil {
@@ -146,11 +186,12 @@ func (s *Store) Usage(ctx context.Context) (usage.Usage, error) {
 	return sum, nil
 }
 
-// UsageOf returns what the tree with this name takes, with its own records: the
-// files as they were counted when the tree was committed, which is cheap. A tree
-// without a record that can be read is walked; one that is not there takes nothing.
+// UsageOf returns what the tree with this name takes of the data directory, with its
+// own records: the files as they were counted when the tree was committed, which is
+// cheap. A tree without a record that can be read is walked; one that is not there
+// takes nothing.
 func (s *Store) UsageOf(ctx context.Context, name string) (usage.Usage, error) {
-	dir := s.Path(name)
+	dir := s.own(name)
 	m, err := readMeta(dir)
 	if err != nil {
 		return usage.Of(ctx, dir)
@@ -168,7 +209,7 @@ func (s *Store) UsageOf(ctx context.Context, name string) (usage.Usage, error) {
 }
 
 // Remove takes the tree out of sight and then deletes it. A tree that is not
-// there is no error. Nothing may have it mounted: the caller holds the lock
+// there is no error, and one in a read-only store stays. Nothing may have it mounted: the caller holds the lock
 // that says so. What a cancelled ctx leaves is found by Sweep.
 func (s *Store) Remove(ctx context.Context, name string) error {
 	gone, err := s.retire(ctx, name)
@@ -194,7 +235,7 @@ func (s *Store) retire(ctx context.Context, name string) (gone string, err error
 	if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
 		return "", fmt.Errorf("remove tree %q: %w", name, errdefs.ErrInvalid)
 	}
-	lock, err := durable.Lock(ctx, s.Path(name), durable.Exclusive)
+	lock, err := durable.Lock(ctx, s.own(name), durable.Exclusive)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
@@ -206,7 +247,7 @@ func (s *Store) retire(ctx context.Context, name string) (gone string, err error
 	if err := os.RemoveAll(gone); err != nil { // of an earlier, interrupted removal; we hold the name's lock
 		return "", fmt.Errorf("remove tree %s: %w", name, err)
 	}
-	if err := os.Rename(s.Path(name), gone); err != nil {
+	if err := os.Rename(s.own(name), gone); err != nil {
 		return "", fmt.Errorf("remove tree %s: %w", name, err)
 	}
 	failpoint.Hit(failpoint.TreeRetired)
