@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -284,5 +285,54 @@ func TestCollectKeepsTreesOfLaterImages(t *testing.T) {
 	}
 	if names, err := p.Trees.List(); err != nil || !slices.Equal(names, []string{layer.Tree}) {
 		t.Errorf("trees left: %v, %v", names, err)
+	}
+}
+
+// TestPrepareOfMoreLayersThanOverlayStacks has an image of one layer more than the
+// kernel stacks: it is copied, says so, and has the files of all layers.
+func TestPrepareOfMoreLayersThanOverlayStacks(t *testing.T) {
+	p, log := newPreparer(t)
+	var img store.Image
+	var all []*tree.Pending
+	for i := range overlay.MaxStack + 1 {
+		var buf bytes.Buffer
+		w := tar.NewWriter(&buf)
+		err := errors.Join(
+			w.WriteHeader(&tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o755}),
+			w.WriteHeader(&tar.Header{Name: fmt.Sprintf("d/%d", i), Typeflag: tar.TypeReg, Mode: 0o644}),
+			w.WriteHeader(&tar.Header{Name: "d/top", Typeflag: tar.TypeSymlink, Linkname: fmt.Sprint(i)}),
+			w.Close(),
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := digest.FromBytes(buf.Bytes())
+		pending, err := p.Trees.Extract(t.Context(), tree.Layer{Digest: id, DiffID: id, Size: int64(buf.Len()), MediaType: ocispec.MediaTypeImageLayer}, &buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, pending)
+		img.Layers = append(img.Layers, store.Layer{Digest: id, DiffID: id, Tree: pending.Name()})
+	}
+	if err := p.Trees.Commit(t.Context(), all...); err != nil {
+		t.Fatal(err)
+	}
+	u, err := p.Prepare(t.Context(), PodSpec{Owner: pod.OwnerCRI, Kind: pod.KindPod, Manifest: manifestOf("a"), Images: []AppImage{{Name: "many:1", Image: img}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(p.Pods.Path(u, "upper", "a", "d"))
+	if err != nil || len(files) != overlay.MaxStack+2 {
+		t.Errorf("%d files, %v; want one of each layer and a link", len(files), err)
+	}
+	if to, err := os.Readlink(p.Pods.Path(u, "upper", "a", "d", "top")); err != nil || to != fmt.Sprint(overlay.MaxStack) {
+		t.Errorf("what all layers have is that of layer %s, %v", to, err)
+	}
+	if want := "501 layers of image many:1, the kernel stacks 500"; !slices.Equal(log.copied, []string{want}) {
+		t.Errorf("told %q, want %q", log.copied, want)
+	}
+	found, err := p.Pods.Load(u)
+	if err != nil || len(found.Record.Apps[0].Layers) != 0 {
+		t.Errorf("the pod stacks trees: %+v, %v", found, err)
 	}
 }

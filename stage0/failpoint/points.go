@@ -38,6 +38,8 @@ const (
 	PodMade
 	PodLocked
 	PodInPrepare
+	RootfsCopying
+	RootfsCopied
 	RootfsLaid
 	ManifestWritten
 	RecordWritten
@@ -130,6 +132,8 @@ var points = [count]string{
 	PodMade:             "pod-made",
 	PodLocked:           "pod-locked",
 	PodInPrepare:        "pod-in-prepare",
+	RootfsCopying:       "rootfs-copying",
+	RootfsCopied:        "rootfs-copied",
 	RootfsLaid:          "rootfs-laid",
 	ManifestWritten:     "manifest-written",
 	RecordWritten:       "record-written",

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/tree"
 )
 
@@ -89,6 +90,7 @@ func (w *worker) part(p part) error {
 		if err := context.Cause(w.ctx); err != nil {
 			return err
 		}
+		failpoint.Hit(failpoint.RootfsCopying)
 		if err := w.entry(o, e); err != nil {
 			return fmt.Errorf("%q: %w", path.Join(o.path, e.name), err)
 		}

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/durable"
+	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
 
 // Job is one copy.
@@ -71,6 +72,7 @@ func (j Job) run(ctx context.Context) error {
 		if err := j.copyTrees(ctx, fresh); err != nil {
 			return err
 		}
+		failpoint.Hit(failpoint.RootfsCopied)
 		return os.Rename(fresh, j.To)
 	}
 	stop := syncAlong(fresh)
@@ -82,6 +84,7 @@ func (j Job) run(ctx context.Context) error {
 	if err := durable.SyncFS(fresh); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.RootfsCopied)
 	if err := os.Rename(fresh, j.To); err != nil {
 		return err
 	}

@@ -125,7 +125,8 @@ func reached(t *testing.T, hits string, points []string) {
 	}
 }
 
-// live fetches, prepares, runs, stops and removes; each command that is killed is
+// live fetches, prepares, runs, stops and removes, and prepares once more without
+// overlay; each command that is killed is
 // asked again, after a sweep, and must succeed then.
 func (l *life) live() {
 	l.t.Helper()
@@ -134,6 +135,7 @@ func (l *life) live() {
 	l.run()
 	l.stop()
 	l.gone("rm", l.uuid)
+	l.gone("rm", strings.TrimSpace(l.must("prepare", "--quiet", "--no-overlay", l.image)))
 	l.gone("image", "rm", strings.TrimPrefix(l.image, "docker://"))
 	l.must("gc", "--grace-period=0s", "--expire-prepared=0s")
 	if left := strings.TrimSpace(l.must("list", "--format=json")); left != "[]" {

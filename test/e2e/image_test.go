@@ -3,13 +3,16 @@ package e2e
 import (
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -119,8 +122,14 @@ func TestImageListAndRemove(t *testing.T) {
 		t.Errorf("list is %v", list)
 	}
 	fs := must(n.ImageFsInfo(callContext(t, callTimeout), &runtimeapi.ImageFsInfoRequest{}))(t)
-	if len(fs.ImageFilesystems) != 1 || fs.ImageFilesystems[0].UsedBytes.GetValue() < 1<<20 || fs.ImageFilesystems[0].InodesUsed.GetValue() < 10 {
-		t.Errorf("file systems: %v", fs)
+	if len(fs.ImageFilesystems) != 1 {
+		t.Fatalf("file systems: %v", fs)
+	}
+	for unit, got := range map[string]uint64{"--block-size=1": fs.ImageFilesystems[0].UsedBytes.GetValue(), "--inodes": fs.ImageFilesystems[0].InodesUsed.GetValue()} {
+		want := n.imagesDU(t, unit)
+		if off := float64(got)/float64(want) - 1; want < 10 || math.Abs(off) > 0.01 {
+			t.Errorf("ImageFsInfo says %d, du %s %d: %+.2f %%", got, unit, want, 100*off)
+		}
 	}
 	if st, err := os.Stat(fs.ImageFilesystems[0].FsId.GetMountpoint()); err != nil || !st.IsDir() {
 		t.Errorf("mount point of images: %v", err)
@@ -138,6 +147,25 @@ func TestImageListAndRemove(t *testing.T) {
 		t.Error("an image with the same layers went along")
 	}
 	n.pod(t, "still").output(t, "c", "true")
+}
+
+// imagesDU is what du says, in a unit, of all that images take.
+func (n *node) imagesDU(t *testing.T, unit string) uint64 {
+	t.Helper()
+	args := []string{"-s", "-c", unit}
+	for _, dir := range []string{"images", "trees", "refs", "pins", "files"} {
+		args = append(args, filepath.Join(n.Dir, dir))
+	}
+	out, err := exec.Command("du", args...).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	total, err := strconv.ParseUint(strings.Fields(lines[len(lines)-1])[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return total
 }
 
 func TestPullAsksTheRegistryEveryTime(t *testing.T) {
