@@ -22,8 +22,8 @@ import (
 
 var seedFlag = flag.Uint64("seed", 0, "`number` from which the moments of the power cuts come; another each time unless set")
 
-// powerMachine does little: the smaller, the sooner it has started.
-var powerMachine = []string{"MEMORY=1024"}
+// One processor: there are as many as the machine with the suites leaves.
+var powerMachine = []string{"CPUS=1", "MEMORY=1024"}
 
 // bootPatience is for one boot of this machine and what it does there.
 const bootPatience = 5 * time.Minute
@@ -70,9 +70,23 @@ func (m *machine) testPower(t *testing.T) {
 		}
 		t.Logf("cut %d: %d pods were promised, the image: %t", i+1, len(last.Prepared), last.Present)
 	}
-	report(t, m.start(t, pack(t, dir, suite("guest", "^TestWhole$"), suite("guest", "^TestAfterCuts$")), powerMachine...).finish(t, bootPatience))
 	figure(t, fmt.Sprintf("%d power cuts in %v, seed %d: %d prepared pods and %d pulled images promised before",
 		*cuts, time.Since(began).Round(time.Second), seed, promises, images))
+	m.testAfterCuts(t, dir, last)
+}
+
+// testAfterCuts looks at what the last cut left in the node itself, and goes on with the
+// contract suite: by then the other node is about to end, and leaves this one its
+// processors.
+func (m *machine) testAfterCuts(t *testing.T, dir string, last expected) {
+	commands, names := []string{suite("guest", "^TestWhole$"), suite("guest", "^TestAfterCuts$")}, []string{"guest"}
+	if wanted("contract") {
+		commands, names = append(commands, contract), append(names, "contract")
+	}
+	end := newPayload(t, names...)
+	link(t, end, "registry", filepath.Join(dir, "registry"))
+	writeExpected(t, end, last)
+	report(t, m.start(t, pack(t, end, commands...)).finish(t, 30*time.Minute))
 }
 
 // look runs the test that looks at what a cut left on a copy of the disk.
