@@ -26,7 +26,7 @@ var (
 // AppArmor have a part, and one that runs others once more under crun, the node's own choice. The
 // host runs them, ten times faster (docs/reliability.md).
 const sameEverywhere = "^TestPull|^TestKilledDuringPullImage$|^TestImageListAndRemove$|^TestMetrics$|^TestUnimplemented$|" +
-	"^TestMissingNetworkConfiguration$|^TestMissingRuntime$|^TestUnknownHandler$|^TestCrun$"
+	"^TestMissingNetworkConfiguration$|^TestMissingRuntime$|^TestUnknownHandler$|^TestFullDisk$|^TestCrun$"
 
 // suites run in the first boot, in this order, after the package is installed.
 var suites = []string{

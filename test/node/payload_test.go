@@ -90,7 +90,7 @@ func link(t *testing.T, dir, name, target string) {
 
 // suite is the command that runs a suite; patterns are joined by |.
 func suite(name string, patterns ...string) string {
-	command := "suite " + name + " -test.timeout 15m"
+	command := "suite " + name + " -test.timeout 30m"
 	if len(patterns) > 0 {
 		command += fmt.Sprintf(" -test.run '%s'", strings.Join(patterns, "|"))
 	}
