@@ -72,11 +72,8 @@ func (c Check) Good() bool {
 // configurations name, several trees at once. A tree that is not there is found to be
 // missing.
 func (p *Pipeline) VerifyImages(ctx context.Context, images []store.Entry) (Check, error) {
-	c, err := p.expected(images)
-	if err == nil {
-		err = p.checkTrees(ctx, c.Trees)
-	}
-	if err != nil {
+	c := p.expected(images)
+	if err := p.checkTrees(ctx, c.Trees); err != nil {
 		return Check{}, fmt.Errorf("verify images: %w", err)
 	}
 	return c, nil
@@ -99,10 +96,7 @@ func (p *Pipeline) checkStore(ctx context.Context) (Check, error) {
 	if err != nil {
 		return Check{}, err
 	}
-	c, err := p.expected(images)
-	if err != nil {
-		return Check{}, err
-	}
+	c := p.expected(images)
 	broken, err := p.Images.Broken()
 	if err != nil {
 		return Check{}, err
@@ -135,7 +129,7 @@ func (p *Pipeline) collected(t CheckedTree) bool {
 
 // expected are the trees that images should have, each once, fix-up trees last, and
 // what is wrong with the images' records.
-func (p *Pipeline) expected(images []store.Entry) (Check, error) {
+func (p *Pipeline) expected(images []store.Entry) Check {
 	c := Check{Trees: []CheckedTree{}, Records: []CheckedRecord{}}
 	at := map[string]int{}
 	add := func(t CheckedTree, id digest.Digest) {
@@ -170,7 +164,7 @@ func (p *Pipeline) expected(images []store.Entry) (Check, error) {
 		}
 	}
 	slices.SortStableFunc(c.Trees, func(a, b CheckedTree) int { return cmp.Compare(rank(a), rank(b)) })
-	return c, nil
+	return c
 }
 
 func rank(t CheckedTree) int {
