@@ -39,6 +39,9 @@ func (p *Paths) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// Text is a path as Paths write it.
+func Text(path string) string { return toText(path) }
+
 func toText(path string) string {
 	if utf8.ValidString(path) {
 		return path

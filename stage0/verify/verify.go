@@ -7,6 +7,7 @@ package verify
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -49,6 +50,14 @@ type Finding struct {
 	What What   `json:"what"`
 	Want string `json:"want,omitempty"`
 	Got  string `json:"got,omitempty"`
+}
+
+// MarshalJSON is part of json.Marshaler. A path has any bytes: tree.Paths says how
+// those that are no text are written.
+func (f Finding) MarshalJSON() ([]byte, error) {
+	type plain Finding // without this method
+	f.Path = tree.Text(f.Path)
+	return json.Marshal(plain(f))
 }
 
 // Report is what was found of one tree.

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -250,6 +251,14 @@ func TestNotRefuted(t *testing.T) {
 	}
 	if _, err := verify.Tree(t.Context(), s, digest.FromString("another")); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("no tree: %v", err)
+	}
+}
+
+// TestJSON holds that a path of any bytes can be told from another.
+func TestJSON(t *testing.T) {
+	text, err := json.Marshal(verify.Finding{Path: "a\xffb", What: verify.Missing})
+	if want := `{"path":"a\u0000ffb","what":"missing"}`; err != nil || string(text) != want {
+		t.Errorf("%s, %v; want %s", text, err, want)
 	}
 }
 
