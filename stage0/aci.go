@@ -271,8 +271,8 @@ func (p *Pipeline) appcImages() ([]appcEntry, error) {
 	var images []appcEntry
 	for _, e := range all {
 		im, err := AppcManifest(p.Images, e.Image)
-		if errors.Is(err, errdefs.ErrNotFound) {
-			continue // removed since the list was made
+		if errors.Is(err, errdefs.ErrNotFound) || IsBroken(err) {
+			continue // removed since the list was made, or nothing that can be depended on
 		}
 		if err != nil {
 			return nil, err
@@ -334,6 +334,12 @@ func AppcManifest(from Manifests, img store.Image) (*schema.ImageManifest, error
 		return nil, fmt.Errorf("image %s: %w", img.ID, err)
 	}
 	return im, nil
+}
+
+// IsBroken says whether an error of AppcManifest is of that image alone: its manifest
+// is damaged, or of a later version.
+func IsBroken(err error) bool {
+	return errors.Is(err, errdefs.ErrUnverified) || errors.Is(err, errdefs.ErrInvalid) || errors.Is(err, errdefs.ErrUnsupported)
 }
 
 // renderListed makes a tree of what an image's pathWhitelist leaves of its layers:

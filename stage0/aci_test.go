@@ -383,6 +383,28 @@ func TestACIIsReadOnce(t *testing.T) {
 	}
 }
 
+// TestACIBroken holds that a manifest that is damaged costs its own image alone.
+func TestACIBroken(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	p, _ := newPipeline(t, dir)
+	load(t, p, aci(t, "example.com/base", "", "base"))
+	broken := load(t, p, aci(t, "example.com/broken", "", "broken"))
+	if err := os.WriteFile(filepath.Join(dir, "images", broken.Image.ID.Encoded(), "manifest.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stage0.AppcManifest(p.Images, broken.Image); !stage0.IsBroken(err) {
+		t.Errorf("its manifest: %v", err)
+	}
+	if got := shown(t, p, load(t, p, aci(t, "example.com/app", ","+dependsOn("example.com/base"), "app")).Image); got != "app=app base=base" {
+		t.Errorf("beside it an image shows %s", got)
+	}
+	_, err := p.Load(t.Context(), imageref.Location{Transport: imageref.ACI, Path: aci(t, "example.com/app", ","+dependsOn("example.com/broken"))}, nil)
+	if !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("on it: %v", err)
+	}
+}
+
 // TestACICycle: acceptance case 44.
 func TestACICycle(t *testing.T) {
 	needRoot(t)

@@ -53,6 +53,9 @@ func imageViewOf(images *store.Store, e store.Entry) (imageView, error) {
 		Layers: len(e.Image.Layers), Pinned: e.Pinned, PulledAt: e.Image.PulledAt, ReadOnlyStore: string(e.ReadOnly),
 	}
 	im, err := stage0.AppcManifest(images, e.Image)
+	if stage0.IsBroken(err) {
+		return v, nil // it has no name that could be read; image verify says why
+	}
 	if err != nil || im == nil {
 		return v, err
 	}
