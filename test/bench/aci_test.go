@@ -21,7 +21,7 @@ const aciRounds = 5
 // process is what one run of a program took.
 type process struct {
 	wall, cpu time.Duration // wall with sync -f of the disk where it was asked for
-	rss       int64         // peak, bytes
+	rss       int64         // peak, bytes, and no less than that of this program, which forks
 }
 
 // runs are the processes of one row, by who ran.
