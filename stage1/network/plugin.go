@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -101,10 +102,28 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 		// By CNI's specification: nothing is left to clean up.
 		return nil, nil
 	}
+	if err == nil {
+		err = checkResult(out)
+	}
 	if err != nil {
 		return nil, &PluginError{filepath.Base(path), command, err}
 	}
 	return out, nil
+}
+
+// checkResult refuses a null where CNI has an object: libcni follows the nil pointer
+// that it becomes. What is no result at all libcni says itself.
+func checkResult(out []byte) error {
+	var r struct {
+		Interfaces, IPs, Routes []*json.RawMessage
+	}
+	if json.Unmarshal(out, &r) != nil {
+		return nil
+	}
+	if slices.Contains(slices.Concat(r.Interfaces, r.IPs, r.Routes), nil) {
+		return errors.New("its result has a null among its interfaces, addresses or routes")
+	}
+	return nil
 }
 
 func (r *runner) run(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
