@@ -35,7 +35,7 @@ func ReadExit(exitDir, id string) (Exit, bool, error) {
 	buf := make([]byte, 32)
 	n, _ := f.Read(buf) // an empty file is io.EOF
 	code, err := strconv.ParseInt(strings.TrimSpace(string(buf[:n])), 10, 32)
-	if err != nil {
+	if err != nil || n == len(buf) { // what may go on is no code
 		return Exit{}, false, nil //nolint:nilerr // torn: not yet
 	}
 	info, err := f.Stat()
