@@ -22,7 +22,7 @@ const (
 )
 
 // newDoctor makes directories with one pod that is there.
-func newDoctor(t *testing.T) *Doctor {
+func newDoctor(t testing.TB) *Doctor {
 	t.Helper()
 	dir, runDir := t.TempDir(), t.TempDir()
 	pods, err := pod.Open(dir, runDir)

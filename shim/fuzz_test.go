@@ -1,0 +1,52 @@
+package shim
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/gantry-cri/gantry/stage0/errdefs"
+)
+
+// FuzzLoad holds that a configuration is refused as invalid or can be written and
+// loaded again as the same, and that its paths are absolute.
+func FuzzLoad(f *testing.F) {
+	for _, s := range []string{
+		"", "dir: /d\nrunDir: /r\nlisten: unix:///s\n", "pullTimeout: 90s\nlimits: {start: 2m}\n", "pullTimeout: -1s\n", "dir: d\n", "x: 1\n", "a: &a [*a]\n", "cgroupDriver: systemd\nruntimes: {x: {path: /r}}\n", "cgroupDriver: x\n", "registryAuthDirs: [x]\n", "layerLimits: {entries: -1}\n", "dir: /a\ndir: /b\n", "null", "- 1", "verbosity: 99999999999999999999\n",
+	} {
+		f.Add([]byte(s))
+	}
+	path := filepath.Join(f.TempDir(), "config.yaml")
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := load(t, path, text)
+		if err != nil {
+			if !errors.Is(err, errdefs.ErrInvalid) {
+				t.Errorf("%v is of no class", err)
+			}
+			return
+		}
+		if !filepath.IsAbs(c.Dir) || !filepath.IsAbs(c.RunDir) || !filepath.IsAbs(c.socket()) || c.PullTimeout.Duration < 0 {
+			t.Errorf("configuration %+v", c)
+		}
+		written, err := yaml.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := load(t, path, written)
+		if c.reload, again.reload = nil, nil; err != nil || !reflect.DeepEqual(again, c) {
+			t.Errorf("%+v, written as %s, is %+v, %v", c, written, again, err)
+		}
+	})
+}
+
+func load(t *testing.T, path string, text []byte) (Config, error) {
+	t.Helper()
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Load(path)
+}
