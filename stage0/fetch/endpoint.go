@@ -84,6 +84,9 @@ func (m *remote) endpoints(ref imageref.Ref, creds credential.Source) ([]*Endpoi
 		if !h.Capabilities.Has(docker.HostCapabilityPull) {
 			continue
 		}
+		if h.Scheme == "" || h.Host == "" {
+			return nil, fmt.Errorf("%s is no URL: %w", rules[i], errdefs.ErrInvalid)
+		}
 		es = append(es, m.endpoint(h, rules[i], creds))
 	}
 	if !mayServe(es, ref) {

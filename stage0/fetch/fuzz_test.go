@@ -28,7 +28,7 @@ func FuzzHosts(f *testing.F) {
 		"", "server = \"https://up.test\"\n",
 		"server = \"https://up.test/v2\"\n[host.\"http://m.test:5000\"]\ncapabilities = [\"pull\"]\nskip_verify = true\noverride_path = true\n[host.\"http://m.test:5000\".header]\nx = [\"y\"]\n",
 		"[host.\"https://m.test\"]\nca = \"ca.crt\"\nclient = [[\"c.crt\",\"c.key\"]]\ndial_timeout = \"3s\"\n",
-		"capabilities = [\"resolve\"]\n", "[host.\"\"]\n", "server = 1", "[host]\n\"a\" = 1",
+		"capabilities = [\"resolve\"]\n", "[host.\"\"]\n", "[host.\"0\"]\n[host.\"\"]", "server = 1", "[host]\n\"a\" = 1",
 	} {
 		f.Add([]byte(s))
 	}
