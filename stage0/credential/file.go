@@ -167,7 +167,7 @@ func keysOf(host, repository string) []string {
 		hosts = []string{"docker.io", "index.docker.io", "registry-1.docker.io"}
 	}
 	var keys []string
-	for p := rest; p != "" && p != "."; p = path.Dir(p) {
+	for p := rest; p != "" && p != "." && p != "/"; p = path.Dir(p) {
 		for _, h := range hosts {
 			keys = append(keys, h+"/"+p)
 		}
