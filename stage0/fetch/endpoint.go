@@ -84,8 +84,8 @@ func (m *remote) endpoints(ref imageref.Ref, creds credential.Source) ([]*Endpoi
 		if !h.Capabilities.Has(docker.HostCapabilityPull) {
 			continue
 		}
-		if h.Scheme == "" || h.Host == "" {
-			return nil, fmt.Errorf("%s is no URL: %w", rules[i], errdefs.ErrInvalid)
+		if h.Scheme != "http" && h.Scheme != "https" || h.Host == "" {
+			return nil, fmt.Errorf("%s is no URL of http or https: %w", rules[i], errdefs.ErrInvalid)
 		}
 		es = append(es, m.endpoint(h, rules[i], creds))
 	}

@@ -143,7 +143,8 @@ func readRecord(dir string, id digest.Digest) (record, error) {
 		return record{}, unread(imageFile, err)
 	}
 	if err := r.image.check(id); err != nil {
-		return record{}, fmt.Errorf("%s is damaged: %w", imageFile, err)
+		// Not the class of a name that somebody got wrong.
+		return record{}, fmt.Errorf("%s is damaged: %w: %s", imageFile, errdefs.ErrUnverified, err.Error())
 	}
 	config, err := os.ReadFile(filepath.Join(dir, configFile))
 	if err != nil {
@@ -287,7 +288,7 @@ func (s *Store) readRefIn(store, file string) (Ref, error) {
 		return Ref{}, fmt.Errorf("reference %s is damaged: it names %q", file, ref.Name)
 	}
 	if _, err := directory(ref.Image); err != nil {
-		return Ref{}, fmt.Errorf("reference %s is damaged: %w", file, err)
+		return Ref{}, fmt.Errorf("reference %s is damaged: %w: %s", file, errdefs.ErrUnverified, err.Error())
 	}
 	s.mu.Lock()
 	s.refs[path] = identityRef{identity: id, ref: ref}
