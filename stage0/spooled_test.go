@@ -143,10 +143,11 @@ func (x *wire) fetchChild(t *testing.T, dir string) *exec.Cmd {
 	return cmd
 }
 
+// TestSpoolChild is the body of the processes that fetchChild starts, and nothing elsewhere.
 func TestSpoolChild(t *testing.T) {
 	dir, image, ok := strings.Cut(os.Getenv(spoolEnv), " ")
 	if !ok {
-		t.Skip("only for processes that other tests start")
+		return
 	}
 	p, _ := (&wire{}).fetcher(t, dir)
 	if _, err := p.Fetch(t.Context(), request(t, image)); err != nil {
