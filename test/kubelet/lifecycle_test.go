@@ -81,33 +81,22 @@ func (n *node) watchExit(t *testing.T, id string) <-chan int32 {
 	return code
 }
 
-// testPrometheus asks Prometheus what it scraped while the pods were started.
+// testPrometheus asks Prometheus what it scraped while pods were started. A rate needs
+// a change between two scrapes: one more image is pulled once there was the first.
 func (n *node) testPrometheus(t *testing.T) {
-	const name = "gantry_prepare_stage_duration_seconds"
 	harness.Eventually(t, 30*time.Second, func() string {
 		if up := n.prometheus.Query(t, "up"); len(up) != 1 || up[0] != 1 {
 			return fmt.Sprintf("up is %v", up)
 		}
 		return ""
 	})
+	c := n.sleeper("main")
+	c.Image = n.pushBusybox(t, "scraped:1", "scraped")
+	n.ready(t, newPod("scraped", c))
 	for _, stage := range []string{"resolve", "fetch", "verify", "extract", "allocate", "rootfs", "commit"} {
-		of := fmt.Sprintf(`{stage=%q,result="success"}`, stage)
-		count := n.prometheus.Query(t, name+"_count"+of)
-		if len(count) != 1 || count[0] == 0 {
-			t.Errorf("stage %s was counted %v", stage, count)
-			continue
-		}
-		if got := n.prometheus.Query(t, fmt.Sprintf(`%s_bucket{stage=%q,result="success",le="+Inf"}`, name, stage)); len(got) != 1 || got[0] != count[0] {
-			t.Errorf("stage %s was counted %v, its last bucket is %v", stage, count, got)
-		}
-		if got := n.prometheus.Query(t, fmt.Sprintf("rate(%s_count%s[30m])", name, of)); len(got) != 1 || !(got[0] > 0) {
-			t.Errorf("rate of stage %s is %v", stage, got)
-		}
-		if got := n.prometheus.Query(t, fmt.Sprintf("histogram_quantile(0.9, sum by (le) (rate(%s_bucket%s[30m])))", name, of)); len(got) != 1 || !(got[0] > 0 && got[0] <= 600) {
-			t.Errorf("0.9 quantile of stage %s is %v", stage, got)
-		}
+		harness.Eventually(t, 30*time.Second, func() string { return n.checkStage(t, stage) })
 	}
-	if got := n.prometheus.Query(t, name+`_count{stage="resolve",result="failure"}`); len(got) != 1 || got[0] == 0 {
+	if got := n.prometheus.Query(t, stageDuration+`_count{stage="resolve",result="failure"}`); len(got) != 1 || got[0] == 0 {
 		t.Errorf("failed pulls were counted as %v", got)
 	}
 	if got := n.prometheus.Query(t, `max_over_time(gantry_pods{state="running",kind="container",owner="cri"}[10m])`); len(got) != 1 || got[0] < 2 {
@@ -116,6 +105,30 @@ func (n *node) testPrometheus(t *testing.T) {
 	if got := n.prometheus.Query(t, `sum(gantry_cri_calls_total{method="RunPodSandbox",code="OK"})`); len(got) != 1 || int(got[0]) < len(podTests)-2 {
 		t.Errorf("RunPodSandbox was counted %v times", got)
 	}
+}
+
+// stageDuration is the histogram of how long the stages of preparing took.
+const stageDuration = "gantry_prepare_stage_duration_seconds"
+
+// checkStage complains unless Prometheus has sound figures of a stage that succeeded.
+func (n *node) checkStage(t *testing.T, stage string) string {
+	t.Helper()
+	of := fmt.Sprintf(`{stage=%q,result="success"}`, stage)
+	count := n.prometheus.Query(t, stageDuration+"_count"+of)
+	last := n.prometheus.Query(t, fmt.Sprintf(`%s_bucket{stage=%q,result="success",le="+Inf"}`, stageDuration, stage))
+	rate := n.prometheus.Query(t, fmt.Sprintf("rate(%s_count%s[30m])", stageDuration, of))
+	quantile := n.prometheus.Query(t, fmt.Sprintf("histogram_quantile(0.9, sum by (le) (rate(%s_bucket%s[30m])))", stageDuration, of))
+	switch {
+	case len(count) != 1 || count[0] == 0:
+		return fmt.Sprintf("stage %s was counted %v", stage, count)
+	case len(last) != 1 || last[0] != count[0]:
+		return fmt.Sprintf("stage %s was counted %v, its last bucket is %v", stage, count, last)
+	case len(rate) != 1 || !(rate[0] > 0):
+		return fmt.Sprintf("rate of stage %s is %v", stage, rate)
+	case len(quantile) != 1 || !(quantile[0] > 0 && quantile[0] <= 600):
+		return fmt.Sprintf("0.9 quantile of stage %s is %v", stage, quantile)
+	}
+	return ""
 }
 
 // sumSeries adds up the series of an exposition that begin with prefix.
