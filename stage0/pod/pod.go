@@ -139,28 +139,31 @@ func (p *Pods) List() ([]manifest.UUID, error) {
 	return all, nil
 }
 
-// Elsewhere are the pods of other data directories that use the same run directory:
-// what bears their names there is theirs.
-func (p *Pods) Elsewhere() ([]manifest.UUID, error) {
+// Strays are the pods that have a run directory and no directory here: they are gone,
+// or of another data directory.
+func (p *Pods) Strays() ([]manifest.UUID, error) {
 	entries, err := os.ReadDir(p.runDir)
 	if err != nil {
 		return nil, fmt.Errorf("list run directories: %w", err)
 	}
-	var others []manifest.UUID
+	var strays []manifest.UUID
 	for _, e := range entries {
 		u, err := manifest.ParseUUID(e.Name())
 		if err != nil {
 			continue
 		}
-		if _, err := os.Lstat(p.Path(u)); err == nil {
-			continue
-		}
-		// None of an earlier version has the link.
-		if _, err := os.Stat(p.RunPath(u, podLink)); err == nil {
-			others = append(others, u)
+		if _, err := os.Lstat(p.Path(u)); errors.Is(err, fs.ErrNotExist) {
+			strays = append(strays, u)
 		}
 	}
-	return others, nil
+	return strays, nil
+}
+
+// Elsewhere says whether a stray is a pod of another data directory that uses the same
+// run directory: what bears its name is its own. None of an earlier version has the link.
+func (p *Pods) Elsewhere(u manifest.UUID) bool {
+	_, err := os.Stat(p.RunPath(u, podLink))
+	return err == nil
 }
 
 // Resolve finds the pod that a person means: its UUID, its CRI id or the

@@ -12,8 +12,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -128,9 +126,9 @@ func (d *Doctor) claims() (map[manifest.UUID]bool, error) {
 			return nil, fmt.Errorf("intents of pod %s: %w", u, err)
 		}
 	}
-	others, err := d.pods.Elsewhere()
-	for _, u := range others {
-		claimed[u] = true
+	strays, err := d.pods.Strays()
+	for _, u := range strays {
+		claimed[u] = d.pods.Elsewhere(u)
 	}
 	return claimed, err
 }
@@ -208,19 +206,13 @@ func (d *Doctor) states() ([]Finding, error) {
 
 // runDirs are run directories of pods that are gone. A pod that ended keeps its own.
 func (d *Doctor) runDirs() ([]Finding, error) {
-	entries, err := os.ReadDir(d.pods.RunDir())
+	strays, err := d.pods.Strays()
 	if err != nil {
 		return nil, err
 	}
 	var found []Finding
-	for _, e := range entries {
-		u, err := manifest.ParseUUID(e.Name())
-		if err != nil {
-			continue
-		}
-		if _, err := os.Lstat(d.pods.Path(u)); errors.Is(err, fs.ErrNotExist) {
-			found = append(found, Finding{Kind: RunDir, Name: d.pods.RunPath(u), Pod: u})
-		}
+	for _, u := range strays {
+		found = append(found, Finding{Kind: RunDir, Name: d.pods.RunPath(u), Pod: u})
 	}
 	return found, nil
 }
