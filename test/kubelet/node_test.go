@@ -36,19 +36,14 @@ const patience = 4 * time.Minute
 // logLimit is the size at which the kubelet rotates a log.
 const logLimit = "256Ki"
 
-// TestMain lets more pods run at a time than there are processors, unless told how
-// many: their tests wait more than they work.
+// TestMain lets more pods run at a time than there are processors, unless -parallel
+// says how many: their tests wait more than they work.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	told := false
-	flag.Visit(func(f *flag.Flag) { told = told || f.Name == "test.parallel" })
-	if !told {
-		if err := flag.Set("test.parallel", "16"); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	os.Exit(m.Run()) // which reads the command line
 }
 
 // node is a machine with a kubelet over Gantry, and what they need.
