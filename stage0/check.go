@@ -247,8 +247,7 @@ func (p *Pipeline) checkTrees(ctx context.Context, trees []CheckedTree) error {
 	if err := p.checkEach(ctx, layers); err != nil {
 		return err
 	}
-	holdBack(fixups, trees)
-	if err := p.checkEach(ctx, slices.DeleteFunc(fixups, func(t *CheckedTree) bool { return t.Unverifiable != "" })); err != nil {
+	if err := p.checkFixups(ctx, fixups, trees); err != nil {
 		return err
 	}
 	return p.findUsers(trees)
@@ -263,17 +262,22 @@ func (p *Pipeline) checkEach(ctx context.Context, trees []*CheckedTree) error {
 	return g.Wait()
 }
 
-// holdBack leaves out the fix-up trees of layers that something is known against:
+// checkFixups leaves out the fix-up trees of layers that something is known against:
 // from these it would be rendered wrong.
-func holdBack(fixups []*CheckedTree, all []CheckedTree) {
+func (p *Pipeline) checkFixups(ctx context.Context, fixups []*CheckedTree, all []CheckedTree) error {
+	var sound []*CheckedTree
 	for _, f := range fixups {
 		i := slices.IndexFunc(all, func(t CheckedTree) bool {
 			return !t.Fixup && !t.Good() && slices.Contains(f.fixupOf, t.DiffID)
 		})
-		if f.Unverifiable = ""; i >= 0 {
+		if i >= 0 {
 			f.Unverifiable = "it goes by the layers below it, and tree " + all[i].Tree + " is damaged"
+			continue
 		}
+		f.Unverifiable = ""
+		sound = append(sound, f)
 	}
+	return p.checkEach(ctx, sound)
 }
 
 // checkTree verifies one tree. Meanwhile no collection takes it.

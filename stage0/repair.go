@@ -46,8 +46,7 @@ func (p *Pipeline) RepairStore(ctx context.Context, c *Check) error {
 			again = append(again, t)
 		}
 	}
-	holdBack(again, c.Trees)
-	err := p.checkEach(ctx, slices.DeleteFunc(again, func(t *CheckedTree) bool { return t.Unverifiable != "" }))
+	err := p.checkFixups(ctx, again, c.Trees)
 	if err == nil {
 		err = p.repairEach(ctx, c.Trees, func(t *CheckedTree) bool { return t.Fixup })
 	}
