@@ -106,20 +106,17 @@ func (p *Pipeline) extractACI(ctx context.Context, src *fetch.ACI, l layer, time
 		img.below, err = p.dependencies(img.manifest.Dependencies)
 		return err
 	}
-	r := &meteredReader{pipeline: p, layer: l, times: times, blob: &countedBlob{src, p}}
-	p.layerIs(l, LayerFetching, 0)
-	start := time.Now()
-	pending, a, err := p.Trees.ExtractACI(ctx, tree.ACISource{Reader: r, Size: l.Size, Check: check})
-	times.pass(r, time.Since(start))
-	if err == nil {
-		err = errors.Join(p.Trees.Commit(ctx, pending), pending.Discard())
-	}
-	state := LayerDone
-	if err != nil {
-		state = LayerFailed
-	}
-	p.layerIs(l, state, r.got.Load())
-	img.digest, img.text = a.Digest, a.Manifest
+	err := p.pass(l, times, func(r *meteredReader) error {
+		r.blob = &countedBlob{src, p}
+		start := time.Now()
+		pending, a, err := p.Trees.ExtractACI(ctx, tree.ACISource{Reader: r, Size: l.Size, Check: check})
+		times.pass(r, time.Since(start))
+		img.digest, img.text = a.Digest, a.Manifest
+		if err != nil {
+			return err
+		}
+		return errors.Join(p.Trees.Commit(ctx, pending), pending.Discard())
+	})
 	return img, err
 }
 

@@ -49,28 +49,35 @@ func (p *Pipeline) extractLayer(ctx context.Context, remote fetch.Remote, l laye
 
 // passLayer downloads, verifies and extracts a layer in one pass. What the spool has is
 // read from there, what it has not goes into it.
-func (p *Pipeline) passLayer(ctx context.Context, remote fetch.Remote, l layer, s *spool.Spool, times *fetchTimes) (_ *tree.Pending, err error) {
-	start := time.Now()
-	r := &meteredReader{pipeline: p, layer: l, times: times}
-	p.layerIs(l, LayerFetching, 0)
-	defer func() {
-		state := LayerDone
+func (p *Pipeline) passLayer(ctx context.Context, remote fetch.Remote, l layer, s *spool.Spool, times *fetchTimes) (pending *tree.Pending, err error) {
+	err = p.pass(l, times, func(r *meteredReader) error {
+		start := time.Now()
+		blob, err := p.openBlob(ctx, remote, l, s)
 		if err != nil {
-			state = LayerFailed
+			return err
 		}
-		p.layerIs(l, state, r.got.Load())
-	}()
-	blob, err := p.openBlob(ctx, remote, l, s)
-	if err != nil {
-		return nil, err
-	}
-	r.blob = blob
-	pending, err := p.Trees.Extract(ctx, l.Layer, r)
-	times.pass(r, time.Since(start))
-	if err = errors.Join(err, blob.Close()); err != nil && pending != nil {
+		r.blob = blob
+		pending, err = p.Trees.Extract(ctx, l.Layer, r)
+		times.pass(r, time.Since(start))
+		return errors.Join(err, blob.Close())
+	})
+	if err != nil && pending != nil {
 		return nil, errors.Join(err, pending.Discard())
 	}
 	return pending, err
+}
+
+// pass tells that a layer is fetched while read reads it, and then what came of it.
+func (p *Pipeline) pass(l layer, times *fetchTimes, read func(*meteredReader) error) error {
+	r := &meteredReader{pipeline: p, layer: l, times: times}
+	p.layerIs(l, LayerFetching, 0)
+	err := read(r)
+	state := LayerDone
+	if err != nil {
+		state = LayerFailed
+	}
+	p.layerIs(l, state, r.got.Load())
+	return err
 }
 
 func (p *Pipeline) openBlob(ctx context.Context, remote fetch.Remote, l layer, s *spool.Spool) (io.ReadCloser, error) {
