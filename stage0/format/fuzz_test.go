@@ -3,28 +3,17 @@ package format_test
 import (
 	"encoding/json"
 	"errors"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/format"
+	"github.com/gantry-cri/gantry/stage0/format/formattest"
 )
 
 // FuzzVersion holds that a version is one that is read, that text which is no JSON
 // is of none, and that a later version is told from damage.
 func FuzzVersion(f *testing.F) {
-	records, err := filepath.Glob("testdata/*")
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, r := range records {
-		text, err := os.ReadFile(r)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(text)
-	}
+	formattest.Seed(f)
 	for _, s := range []string{"", "null", "[]", `{"schema":null}`, `{"schema":1e0}`, `{"schema":-1}`, `{"schema":2,"SCHEMA":1}`, `{"schema":99999999999999999999}`, `{"schema":{}}`} {
 		f.Add([]byte(s))
 	}

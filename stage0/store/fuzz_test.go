@@ -9,22 +9,13 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/format/formattest"
 )
 
 // FuzzRecords holds that whatever lies in the store's files, images are listed, what
 // is broken is named, and no record leads out of the folder of trees.
 func FuzzRecords(f *testing.F) {
-	records, err := filepath.Glob("../format/testdata/*")
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, r := range records {
-		text, err := os.ReadFile(r)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(text)
-	}
+	formattest.Seed(f)
 	const config = "{}" // of which the image in the records has the id
 	id := digest.FromString(config)
 	for _, s := range []string{"", "null", `{"schema":1}`, `{"schema":1,"id":"` + string(id) + `","manifestDigest":"` + string(id) + `","layers":[{"tree":".."}]}`} {

@@ -27,8 +27,25 @@ func Record(t *testing.T, f format.File, version int) []byte {
 	return text
 }
 
+// Seed adds all records, of every file and version, to the corpus of a target that takes
+// one text.
+func Seed(f *testing.F) {
+	f.Helper()
+	records, err := filepath.Glob(filepath.Join(root(f), "stage0", "format", "testdata", "*.[0-9]*"))
+	if err != nil || len(records) == 0 {
+		f.Fatalf("no records: %v", err)
+	}
+	for _, r := range records {
+		text, err := os.ReadFile(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+}
+
 // root is the directory of go.mod: tests run in that of their package.
-func root(t *testing.T) string {
+func root(t testing.TB) string {
 	t.Helper()
 	dir, err := os.Getwd()
 	for err == nil && dir != "/" {
