@@ -234,23 +234,10 @@ func FuzzExtractACI(f *testing.F) {
 		f.Add(filtered(f, small, by))
 	}
 	f.Add(filtered(f, small, "xz", "--x86", "--delta=dist=3", "--lzma2=preset=0"))
-	box := f.TempDir()
-	canary := filepath.Join(box, "canary")
-	if err := os.MkdirAll(canary, 0o755); err != nil {
-		f.Fatal(err)
-	}
-	secret := filepath.Join(canary, "secret")
-	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
-		f.Fatal(err)
-	}
+	canary := filepath.Join(f.TempDir(), "canary")
+	putCanary(f, canary)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		before := lstat(t, secret)
-		dir := filepath.Join(t.TempDir(), "data")
-		s, err := tree.Open(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Limits = tree.Limits{Entries: 1000, Bytes: 8 << 20, PathLength: 500, Depth: 50}
+		s, _ := caged(t, canary)
 		p, a, err := s.ExtractACI(t.Context(), aciSource(data))
 		if err == nil {
 			if len(a.Manifest) > 1<<20 || p.Meta().Inodes < 1 {
@@ -262,16 +249,6 @@ func FuzzExtractACI(f *testing.F) {
 			}
 		} else if !errors.Is(err, errdefs.ErrInvalid) && !errors.Is(err, errdefs.ErrUnsupported) {
 			t.Errorf("%v is of no class", err)
-		}
-		isEmpty(t, filepath.Join(dir, "tmp"))
-		isEmpty(t, filepath.Join(dir, "trees"))
-		if entries, _ := os.ReadDir(filepath.Dir(dir)); len(entries) != 1 {
-			t.Errorf("%d entries beside the data directory", len(entries))
-		}
-		after := lstat(t, secret)
-		before.Atim = after.Atim
-		if entries, _ := os.ReadDir(canary); len(entries) != 1 || before != after {
-			t.Error("the canary is dead")
 		}
 	})
 }

@@ -28,21 +28,9 @@ func FuzzExtract(f *testing.F) {
 		f.Add(archive(f, items...))
 	}
 	f.Add(bytes.ReplaceAll(archive(f, file("CANARY/secret", "x")), []byte("CANARY"), []byte("/../..")))
-	if err := os.MkdirAll(canary, 0o755); err != nil {
-		f.Fatal(err)
-	}
-	secret := filepath.Join(canary, "secret")
-	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
-		f.Fatal(err)
-	}
+	putCanary(f, canary)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		before := lstat(t, secret)
-		dir := filepath.Join(t.TempDir(), "data")
-		s, err := tree.Open(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Limits = tree.Limits{Entries: 1000, Bytes: 8 << 20, PathLength: 500, Depth: 50}
+		s, dir := caged(t, canary)
 		p, err := s.Extract(t.Context(), plainLayer(data), bytes.NewReader(data))
 		if err == nil {
 			if meta := p.Meta(); meta.Size < 0 || meta.Inodes < 1 {
@@ -54,6 +42,34 @@ func FuzzExtract(f *testing.F) {
 				t.Error(err)
 			}
 		}
+	})
+}
+
+// putCanary makes a folder with a file that no archive may touch.
+func putCanary(tb testing.TB, canary string) {
+	tb.Helper()
+	err := os.MkdirAll(canary, 0o755)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(canary, "secret"), []byte("secret"), 0o600)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// caged opens a store with low limits. At the end of the test it has nothing, nothing
+// lies beside it, and the canary is as it was.
+func caged(t *testing.T, canary string) (s *tree.Store, dir string) {
+	t.Helper()
+	secret := filepath.Join(canary, "secret")
+	before := lstat(t, secret)
+	dir = filepath.Join(t.TempDir(), "data")
+	s, err := tree.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Limits = tree.Limits{Entries: 1000, Bytes: 8 << 20, PathLength: 500, Depth: 50}
+	t.Cleanup(func() {
 		isEmpty(t, filepath.Join(dir, "tmp"))
 		isEmpty(t, filepath.Join(dir, "trees"))
 		if entries, _ := os.ReadDir(filepath.Dir(dir)); len(entries) != 1 {
@@ -65,6 +81,7 @@ func FuzzExtract(f *testing.F) {
 			t.Error("the canary is dead")
 		}
 	})
+	return s, dir
 }
 
 // checkNoWhiteouts holds that they come from whiteouts alone.
