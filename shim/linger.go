@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -31,19 +32,18 @@ type lingeringConn struct {
 	net.Conn // without ReadFrom and WriteTo, which would pass by Read
 	tcp      *net.TCPConn
 	reading  sync.Mutex // held while somebody reads
-	closing  sync.Mutex // guards closed
-	closed   bool
+	closed   atomic.Bool
 }
 
 // Read is part of net.Conn.
 func (c *lingeringConn) Read(b []byte) (int, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
-	if c.isClosed() {
+	if c.closed.Load() {
 		return 0, net.ErrClosed
 	}
 	n, err := c.Conn.Read(b)
-	if err != nil && c.isClosed() {
+	if err != nil && c.closed.Load() {
 		err = net.ErrClosed // not the deadline by which Close ended the read
 	}
 	return n, err
@@ -51,23 +51,14 @@ func (c *lingeringConn) Read(b []byte) (int, error) {
 
 // Close is part of net.Conn. It returns at once.
 func (c *lingeringConn) Close() error {
-	c.closing.Lock()
-	defer c.closing.Unlock()
-	if c.closed {
+	if c.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	c.closed = true
 	if c.tcp.CloseWrite() != nil || c.SetReadDeadline(time.Unix(1, 0)) != nil { // the client has gone
 		return c.Conn.Close()
 	}
 	go c.linger()
 	return nil
-}
-
-func (c *lingeringConn) isClosed() bool {
-	c.closing.Lock()
-	defer c.closing.Unlock()
-	return c.closed
 }
 
 // linger reads, for nobody, until the client closes.
