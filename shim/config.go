@@ -57,6 +57,11 @@ type Config struct {
 	// SpoolAbove is the size in bytes above which what has come of a layer is kept, so that
 	// a pull that was cut short goes on there; zero is 256 MiB, negative keeps none.
 	SpoolAbove int64 `json:"spoolAbove,omitempty"`
+	// MaxConcurrentDownloads is how many layers of one image are fetched at once, as in
+	// containerd; zero is the number of cores and at least 3. MaxConcurrentDownloadsTotal
+	// is how many of all images that this process pulls; zero is twice as many.
+	MaxConcurrentDownloads      int `json:"maxConcurrentDownloads,omitempty"`
+	MaxConcurrentDownloadsTotal int `json:"maxConcurrentDownloadsTotal,omitempty"`
 	// LayerLimits bound what a layer of an image may contain.
 	LayerLimits tree.Limits `json:"layerLimits,omitzero"`
 	// CgroupDriver is cgroupfs or systemd; empty is systemd where it is process 1.
@@ -193,6 +198,11 @@ func (c Config) check() error {
 	}
 	if strings.Contains(c.Listen, "://") && !strings.HasPrefix(c.Listen, "unix://") {
 		return fmt.Errorf("configuration: listen: %q is not a unix socket: %w", c.Listen, errdefs.ErrInvalid)
+	}
+	for key, n := range map[string]int{"maxConcurrentDownloads": c.MaxConcurrentDownloads, "maxConcurrentDownloadsTotal": c.MaxConcurrentDownloadsTotal} {
+		if n < 0 {
+			return fmt.Errorf("configuration: %s: %d is neither a number of layers nor 0 for the default: %w", key, n, errdefs.ErrInvalid)
+		}
 	}
 	if err := c.LayerLimits.Check(); err != nil {
 		return fmt.Errorf("configuration: %w", err)

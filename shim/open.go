@@ -55,6 +55,7 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	return &stage0.Pipeline{
 		Images: images, Trees: trees, Pods: pods, Source: Registry(cfg), Overlay: site,
 		FetchTimeout: cfg.PullTimeout.Duration, SpoolAbove: cmp.Or(cfg.SpoolAbove, spoolAbove),
+		MaxDownloads: cfg.MaxConcurrentDownloads, MaxDownloadsTotal: cfg.MaxConcurrentDownloadsTotal,
 	}, r, nil
 }
 

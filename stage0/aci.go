@@ -72,7 +72,7 @@ func (p *Pipeline) fetchACI(ctx context.Context, src *fetch.ACI, label string, t
 	if err != nil {
 		return "", err
 	}
-	l := layer{Layer: tree.Layer{Size: file.Size}, image: label}
+	l := layer{Layer: tree.Layer{Size: file.Size, MediaType: mediaTypeACI}, image: label, share: &share{}}
 	img, stored, err := p.knownACI(file)
 	switch {
 	case errors.Is(err, errdefs.ErrNotFound) && stored != "":
@@ -106,7 +106,7 @@ func (p *Pipeline) extractACI(ctx context.Context, src *fetch.ACI, l layer, time
 		img.below, err = p.dependencies(img.manifest.Dependencies)
 		return err
 	}
-	err := p.pass(l, times, func(r *meteredReader) error {
+	err := p.pass(ctx, l, times, func(r *meteredReader) error {
 		r.blob = &countedBlob{src, p}
 		start := time.Now()
 		pending, a, err := p.Trees.ExtractACI(ctx, tree.ACISource{Reader: r, Size: l.Size, Check: check})

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -40,10 +39,6 @@ type FetchRequest struct {
 	// source's configuration.
 	Credentials credential.Source
 }
-
-// minParallel is how many layers are fetched at once on a node of few cores,
-// where most of them wait for the network most of the time.
-const minParallel = 3
 
 // Fetch brings an image into the store: its layers as trees, its record, its
 // names. The source is asked every time, with the request's credentials, also
@@ -208,6 +203,7 @@ type layer struct {
 	image  string // that needs it, for people
 	desc   ocispec.Descriptor
 	name   string // of its tree
+	share  *share // of the slots: all layers of one Fetch have the same
 	unlock func() // set while we are the ones who fetch it
 }
 
@@ -216,6 +212,7 @@ type layer struct {
 // are compressed.
 func distinctLayers(image string, man fetch.Manifest) []layer {
 	seen := map[digest.Digest]bool{}
+	of := &share{}
 	var ls []layer
 	for i, d := range man.Layers {
 		id := man.DiffIDs[i]
@@ -228,6 +225,7 @@ func distinctLayers(image string, man fetch.Manifest) []layer {
 			image: image,
 			desc:  d,
 			name:  tree.Name(id),
+			share: of,
 		})
 	}
 	slices.SortStableFunc(ls, func(a, b layer) int { return cmp.Compare(b.Size, a.Size) })
@@ -321,12 +319,12 @@ type readyLayer struct {
 	spool *spool.Spool
 }
 
-// extractLayers fetches the layers that we hold, as many at once as there are
-// cores, and makes them visible together.
+// extractLayers fetches the layers that we hold, several at once, and makes them
+// visible together.
 func (p *Pipeline) extractLayers(ctx context.Context, remote fetch.Remote, ls []layer, times *fetchTimes) error {
 	made := make([]readyLayer, len(ls))
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(minParallel, runtime.GOMAXPROCS(0)))
+	g.SetLimit(p.layersOfImage())
 	for i, l := range ls {
 		g.Go(func() (err error) {
 			made[i], err = p.extractLayer(gctx, remote, l, times)

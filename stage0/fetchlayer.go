@@ -50,7 +50,7 @@ func (p *Pipeline) extractLayer(ctx context.Context, remote fetch.Remote, l laye
 // passLayer downloads, verifies and extracts a layer in one pass. What the spool has is
 // read from there, what it has not goes into it.
 func (p *Pipeline) passLayer(ctx context.Context, remote fetch.Remote, l layer, s *spool.Spool, times *fetchTimes) (pending *tree.Pending, err error) {
-	err = p.pass(l, times, func(r *meteredReader) error {
+	err = p.pass(ctx, l, times, func(r *meteredReader) error {
 		start := time.Now()
 		blob, err := p.openBlob(ctx, remote, l, s)
 		if err != nil {
@@ -67,11 +67,17 @@ func (p *Pipeline) passLayer(ctx context.Context, remote fetch.Remote, l layer, 
 	return pending, err
 }
 
-// pass tells that a layer is fetched while read reads it, and then what came of it.
-func (p *Pipeline) pass(l layer, times *fetchTimes, read func(*meteredReader) error) error {
+// pass waits for a slot, tells that a layer is fetched while read reads it, and then
+// what came of it.
+func (p *Pipeline) pass(ctx context.Context, l layer, times *fetchTimes, read func(*meteredReader) error) error {
+	release, err := p.slots.acquire(ctx, p.layersInAll(), l.share, l.MediaType)
+	if err != nil {
+		return err
+	}
+	defer release()
 	r := &meteredReader{pipeline: p, layer: l, times: times}
 	p.layerIs(l, LayerFetching, 0)
-	err := read(r)
+	err = read(r)
 	state := LayerDone
 	if err != nil {
 		state = LayerFailed

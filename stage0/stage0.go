@@ -37,6 +37,12 @@ type Pipeline struct {
 	// Fetch downloads it, so that the next Fetch goes on where this process ended; zero
 	// or less keeps none.
 	SpoolAbove int64
+	// MaxDownloads is how many layers of one image are fetched at once; zero is as many
+	// as there are cores, and at least three. Layers that need much memory to decompress
+	// are fewer. MaxDownloadsTotal is how many of all images; zero is twice as many.
+	MaxDownloads, MaxDownloadsTotal int
+
+	slots slots
 }
 
 // Stage is a part of the pipeline that is timed by itself.

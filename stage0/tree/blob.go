@@ -26,6 +26,16 @@ const (
 // 3.1.1.1.2, recommends that every decoder supports.
 const maxWindow = 8 << 20
 
+// Memory is about what an extraction of a layer has in memory at once, bytes.
+func Memory(mediaType string) int64 {
+	const buffers = 4 << 20 // two rings, what is written from, and the record's encoder
+	switch mediaType {
+	case ocispec.MediaTypeImageLayerZstd, ocispec.MediaTypeImageLayerNonDistributableZstd, dockerLayerZstd: //nolint:staticcheck // old images carry the deprecated types
+		return buffers + maxWindow + 1<<20 // whatever its frames say of their windows
+	}
+	return buffers
+}
+
 // decoder decompresses a blob.
 type decoder struct {
 	fill  func(buf []byte) (int, error) // as inflate.Decoder's Fill
