@@ -230,6 +230,25 @@ func TestTokenServerRecovers(t *testing.T) {
 	}
 }
 
+// A token server is a registry's, and held to the same: what it answers is bounded as
+// it is on the wire.
+func TestTokenServerCompresses(t *testing.T) {
+	tokens := registrytest.NewTokens(t)
+	reg := registrytest.StartSecure(t, registrytest.Security{Tokens: tokens})
+	name := reg.Push(t, "a/b:1", registrytest.Image(t, registrytest.Spec{Platform: amd64}))
+	tokens.Around = func(w http.ResponseWriter, q *http.Request) bool {
+		if got := q.Header.Get("Accept-Encoding"); got != "identity" {
+			t.Errorf("%s %s offers to take %q", q.Method, q.URL, got)
+		}
+		w.Header().Set("Content-Encoding", "gzip")
+		return false
+	}
+	_, err := pulls(t, fetch.Config{Credentials: as(right())}, name)
+	if !errors.Is(err, errdefs.ErrUnverified) || !strings.Contains(fmt.Sprint(err), tokens.URL+`: it sent Content-Encoding "gzip"`) {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestTLS(t *testing.T) {
 	authority, other := registrytest.NewAuthority(t), registrytest.NewAuthority(t)
 	reg := registrytest.StartSecure(t, registrytest.Security{TLS: authority, ClientCerts: true, Basic: true})

@@ -2,6 +2,8 @@ package fetch_test
 
 import (
 	"bytes"
+	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/fetch"
@@ -179,6 +182,120 @@ func TestFalseRanges(t *testing.T) {
 				wantOneClass(t, err, tc.want)
 			}
 		})
+	}
+}
+
+// zstdCoded is data as a server may send it: before it go bytes that decode to nothing.
+func zstdCoded(t *testing.T, padding int, data []byte) []byte {
+	t.Helper()
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	skipped := binary.LittleEndian.AppendUint32([]byte{0x50, 0x2a, 0x4d, 0x18}, uint32(padding))
+	return z.EncodeAll(data, append(skipped, make([]byte, padding)...))
+}
+
+func gzipCoded(t *testing.T, data []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// sending counts what its client took.
+type sending struct {
+	http.ResponseWriter
+	sent *atomic.Int64
+}
+
+func (s sending) Write(p []byte) (int, error) {
+	n, err := s.ResponseWriter.Write(p)
+	s.sent.Add(int64(n))
+	return n, err
+}
+
+// Whatever is compressed on the way is refused, before it is decoded: the bytes would
+// be right, but of a window and a number on the wire that nobody bounded.
+func TestContentEncoding(t *testing.T) {
+	reg := registrytest.Start(t)
+	layer := registrytest.PlainLayer(t, false, registrytest.Tar(t, "a", noise(100_000)))
+	img := registrytest.Image(t, registrytest.Spec{Platform: amd64, Layers: []v1.Layer{layer}})
+	reg.Push(t, "i:1", img)
+	id, err := img.ConfigName()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, manifest, config := "/blobs/"+digestOf(t, layer), "/manifests/"+digestOf(t, img), "/blobs/"+id.String()
+	same := func(b []byte) []byte { return b }
+	toGzip := func(b []byte) []byte { return gzipCoded(t, b) }
+	const padding = 64 << 20
+	for _, tc := range []struct {
+		name, method, path string
+		coding             []string
+		change             func([]byte) []byte
+		refused            string // the coding that the error names, "" for none
+	}{
+		{"layer, zstd with more on the wire", "GET", blob, []string{"zstd"}, func(b []byte) []byte { return zstdCoded(t, padding, b) }, "zstd"},
+		{"layer, gzip", "GET", blob, []string{"gzip"}, toGzip, "gzip"},
+		{"layer, in a list", "GET", blob, []string{"identity, GZIP"}, toGzip, "GZIP"},
+		{"layer, in a second line", "GET", blob, []string{"identity", "br"}, same, "br"},
+		{"layer, identity", "GET", blob, []string{"identity"}, same, ""},
+		{"config, gzip", "GET", config, []string{"gzip"}, toGzip, "gzip"},
+		{"manifest, gzip", "GET", manifest, []string{"gzip"}, toGzip, "gzip"},
+		{"tag, gzip", "HEAD", "/manifests/1", []string{"gzip"}, same, "gzip"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var sent atomic.Int64
+			p := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+				if got := q.Header.Values("Accept-Encoding"); len(got) != 1 || got[0] != "identity" {
+					t.Errorf("%s %s offers to take %q", q.Method, q.URL, got)
+				}
+				if q.Method != tc.method || !strings.HasSuffix(q.URL.Path, tc.path) {
+					next.ServeHTTP(w, q)
+					return
+				}
+				w.Header()["Content-Encoding"] = tc.coding
+				registrytest.Falsify(sending{w, &sent}, q, next, tc.change)
+			})
+			_, err := pulls(t, fetch.Config{}, p.Host+"/i:1")
+			if tc.refused == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if !errors.Is(err, errdefs.ErrUnverified) || !strings.Contains(fmt.Sprint(err), p.Host+"/v2/i"+tc.path+`: it sent Content-Encoding "`+tc.refused+`"`) {
+				t.Errorf("error %v, want ErrUnverified that names %s and %s", err, p.Host, tc.refused)
+			}
+			wantOneClass(t, err, errdefs.ErrUnverified)
+			// What was on its way when we hung up lies in the buffers of the sockets.
+			if sent.Load() > padding/2 {
+				t.Errorf("%d bytes were sent", sent.Load())
+			}
+		})
+	}
+}
+
+// A failure may tell of itself in any coding: its status is what counts.
+func TestContentEncodingOfFailures(t *testing.T) {
+	reg := registrytest.Start(t)
+	reg.Push(t, "i:1", registrytest.Image(t, registrytest.Spec{Platform: amd64}))
+	for code, want := range map[int]error{http.StatusNotFound: errdefs.ErrNotFound, http.StatusForbidden: errdefs.ErrDenied, http.StatusServiceUnavailable: errdefs.ErrUnavailable} {
+		p := reg.Proxy(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.Header().Set("Content-Encoding", "gzip")
+			w.WriteHeader(code)
+			_, _ = w.Write(gzipCoded(t, []byte("no")))
+		})
+		if _, err := pulls(t, fetch.Config{}, p.Host+"/i:1"); !errors.Is(err, want) {
+			t.Errorf("%d: error %v, want %v", code, err, want)
+		}
 	}
 }
 
