@@ -13,7 +13,7 @@ import (
 )
 
 // FuzzRecords holds that whatever lies in the store's files, images are listed, what
-// is broken is named, and no record leads out of the folder of trees.
+// is broken is named, no record leads out of the folder of trees, and a sweep goes by.
 func FuzzRecords(f *testing.F) {
 	formattest.Seed(f)
 	const config = "{}" // of which the image in the records has the id
@@ -57,6 +57,9 @@ func FuzzRecords(f *testing.F) {
 		}
 		if _, err := s.Lookup("registry.example/web:1"); err != nil && errors.Is(err, errdefs.ErrInvalid) {
 			t.Errorf("a name that is one: %v", err)
+		}
+		if err := s.Sweep(t.Context()); err != nil {
+			t.Errorf("sweep: %v", err)
 		}
 	})
 }

@@ -54,17 +54,25 @@ func Identify(path string, info fs.FileInfo) (KnownFile, error) {
 // Known returns the digest that was remembered of a file, if it is still that file.
 // What cannot be read is not known.
 func (s *Store) Known(file KnownFile) (digest.Digest, bool) {
-	text, err := os.ReadFile(s.knownPath(file.Path))
+	known, err := readKnown(s.knownPath(file.Path))
 	if err != nil {
-		return "", false
-	}
-	var known KnownFile
-	if err := format.KnownFile.Decode(text, &known); err != nil {
 		return "", false
 	}
 	d := known.Digest
 	known.Schema, known.Digest = file.Schema, file.Digest
-	return d, known == file && d.Validate() == nil
+	return d, known == file
+}
+
+func readKnown(path string) (KnownFile, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return KnownFile{}, err
+	}
+	var known KnownFile
+	if err := format.KnownFile.Decode(text, &known); err != nil {
+		return KnownFile{}, err
+	}
+	return known, known.Digest.Validate()
 }
 
 // Remember keeps what a file is, in place of what was remembered of its path. One that
@@ -106,11 +114,7 @@ func (s *Store) sweepKnown() error {
 	var errs []error
 	for _, e := range entries {
 		path := filepath.Join(s.dir, filesDir, e.Name())
-		text, err := os.ReadFile(path)
-		var known KnownFile
-		if err == nil {
-			err = format.KnownFile.Decode(text, &known)
-		}
+		known, err := readKnown(path)
 		if isTransient(err) || err == nil && there[known.Digest.Encoded()] {
 			continue
 		}

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -56,6 +59,9 @@ const (
 	metaFile   = "meta.json"
 	rootfsName = "rootfs"
 	maxSkipped = 100
+	// maxCount is more than any disk has, of bytes or of inodes: sums of a store stay
+	// far below what an int64 holds.
+	maxCount = 1 << 52
 )
 
 func writeMeta(dir string, m Meta) error {
@@ -85,5 +91,32 @@ func readMeta(dir string) (Meta, error) {
 	} else if err != nil {
 		return Meta{}, fmt.Errorf("read %s: %w: %w", path, ErrMeta, err)
 	}
+	if err := m.check(); err != nil {
+		return Meta{}, fmt.Errorf("read %s: %w: %w", path, ErrMeta, err)
+	}
 	return m, nil
+}
+
+// check refuses a record that would lead its readers astray: a read-only store, say,
+// is made by others.
+func (m Meta) check() error {
+	if err := m.DiffID.Validate(); err != nil {
+		return fmt.Errorf("diff ID %q: %w", m.DiffID, err)
+	}
+	if m.ACI != "" {
+		if err := m.ACI.Validate(); err != nil {
+			return fmt.Errorf("ACI %q: %w", m.ACI, err)
+		}
+	}
+	for _, n := range []int64{m.Size, m.Inodes, m.TarSize} {
+		if n < 0 || n > maxCount {
+			return fmt.Errorf("%d bytes, %d inodes and %d bytes of tar: out of range", m.Size, m.Inodes, m.TarSize)
+		}
+	}
+	for _, p := range slices.Concat(m.Implied, m.Whiteouts) {
+		if !filepath.IsLocal(p) || path.Clean(p) != p || strings.ContainsRune(p, 0) {
+			return fmt.Errorf("directory %q: not a path below the root", p)
+		}
+	}
+	return nil
 }
