@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
@@ -73,6 +74,69 @@ func FuzzRkt(f *testing.F) {
 			t.Errorf("%v is of no class", err)
 		case err == nil && !c.Anonymous() && (c.User == "" || c.Password == "" || c.Origin == ""):
 			t.Errorf("user %q, of %q", c.User, c.Origin)
+		}
+	})
+}
+
+// FuzzHelper holds that whatever a credential helper says becomes a credential with an
+// origin, nothing, or an error of a class that has no word of the answer.
+func FuzzHelper(f *testing.F) {
+	bin, answers := f.TempDir(), f.TempDir()
+	answer := filepath.Join(answers, "answer")
+	for name, script := range map[string]string{"ends": "exec cat " + answer, "fails": "cat " + answer + "; exit 1"} {
+		if err := os.WriteFile(filepath.Join(bin, "docker-credential-"+name), []byte("#!/bin/sh\n"+script), 0o755); err != nil { //nolint:gosec // a program
+			f.Fatal(err)
+		}
+	}
+	f.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	for _, s := range []string{
+		`{"Username":"u","Secret":"` + secret + `"}`, `{"Username":"<token>","Secret":"` + secret + `"}`, `{"Username":"<token>"}`, `{"Username":"u"}`, `{"Secret":"s"}`,
+		`{"ServerURL":"other.test","Username":"u","Secret":"s"} and more`, `{"username":"a","USERNAME":"b","Secret":4711}`, `{}`, `null`, `[]`, ``, secret,
+		"credentials not found in native keychain\n", "no credentials server URL", "no credentials username", `{"Username":"u\u0000:\r\n","Secret":"s\ud800"}`,
+	} {
+		f.Add([]byte(s), true)
+		f.Add([]byte(s), false)
+	}
+	const host = "quay.test"
+	file := filepath.Join(answers, "config.json")
+	f.Fuzz(func(t *testing.T, said []byte, ends bool) {
+		name := "fails"
+		if ends {
+			name = "ends"
+		}
+		ask := func(config, answered string) (credential.Credential, error) {
+			for path, text := range map[string]string{file: config, answer: answered} {
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return credential.NewFile(file).For(host+"/a")(t.Context(), host)
+		}
+		config := `{"credHelpers":{"` + host + `":"` + name + `"}}`
+		c, err := ask(config, string(said))
+		if err != nil {
+			want := errdefs.ErrInvalid // what is not of the protocol
+			if !ends {
+				want = errdefs.ErrUnavailable
+			}
+			if _, same := ask(config, "?"); !errors.Is(err, want) || same == nil || same.Error() != err.Error() {
+				t.Errorf("%v; to another answer %v", err, same)
+			}
+			return
+		}
+		if !ends && !c.Anonymous() {
+			t.Errorf("user %q of a helper that failed", c.User)
+		}
+		if c.Anonymous() != (c.Origin == "") || c.RegistryToken != "" || c.IdentityToken != "" && c.User+c.Password != "" {
+			t.Errorf("user %q, tokens %q %q, of %q", c.User, c.IdentityToken, c.RegistryToken, c.Origin)
+		}
+		if c.User != "" && len(c.Secrets()) == 0 {
+			t.Errorf("user %q without a secret", c.User)
+		}
+		for _, part := range append(c.Secrets(), c.User) {
+			if len(part) > len(said)*3 || !utf8.ValidString(part) { // a byte that is no character is one of three
+				t.Errorf("%d bytes of %d: %q", len(part), len(said), part)
+			}
 		}
 	})
 }

@@ -57,7 +57,10 @@ func (h helper) get(ctx context.Context, key string) (Credential, error) {
 	case err != nil:
 		return Credential{}, fmt.Errorf("%s%s: its answer is not of the protocol: %w", helperPrefix, h.name, errdefs.ErrInvalid)
 	}
-	if found.Username == tokenUser {
+	switch {
+	case found.Secret == "": // as with an entry of the file: a name alone says nothing
+		return Credential{}, nil
+	case found.Username == tokenUser:
 		return Credential{IdentityToken: found.Secret}, nil
 	}
 	return Credential{User: found.Username, Password: found.Secret}, nil
