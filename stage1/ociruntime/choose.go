@@ -8,7 +8,6 @@
 package ociruntime
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
@@ -108,26 +108,28 @@ func lookup(name string) (string, error) {
 func probe(ctx context.Context, path, reason string) (Runtime, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	cmd := command(ctx, path, "--version")
-	out, err := cmd.Output()
+	out, _, err := output(command(ctx, path, "--version"))
 	if err != nil {
 		return Runtime{}, fmt.Errorf("%s --version: %w", path, err)
 	}
 	name, version, ok := parseVersion(string(out))
 	if !ok {
-		return Runtime{}, fmt.Errorf("%s --version says %q, not a name and a version: %w", path, firstLine(string(out)), errdefs.ErrUnsupported)
+		return Runtime{}, fmt.Errorf("%s --version says %.80q, not a name and a version: %w", path, firstLine(string(out)), errdefs.ErrUnsupported)
 	}
 	return Runtime{Name: name, Path: path, Version: version, Reason: reason}, nil
 }
 
-// parseVersion reads the first line of --version: "crun version 1.8.1" or
-// "runc version 1.1.5+ds1".
+// versionLine is "crun version 1.8.1" or "runc version 1.1.5+ds1": words that may stand
+// in a record and in a message.
+var versionLine = regexp.MustCompile(`^\s*([!-~]{1,64})\s+version\s+([!-~]{1,64})\s*$`)
+
+// parseVersion reads the first line of --version.
 func parseVersion(out string) (name, version string, ok bool) {
-	f := strings.Fields(firstLine(out))
-	if len(f) == 3 && f[1] == "version" {
-		return f[0], f[2], true
+	f := versionLine.FindStringSubmatch(firstLine(out))
+	if f == nil {
+		return "", "", false
 	}
-	return "", "", false
+	return f[1], f[2], true
 }
 
 func firstLine(s string) string {
@@ -140,20 +142,30 @@ func firstLine(s string) string {
 func (r Runtime) Features(ctx context.Context) (*features.Features, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	var stderr bytes.Buffer
-	cmd := command(ctx, r.Path, "features")
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	out, stderr, err := output(command(ctx, r.Path, "features"))
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.Exited() {
-		return nil, fmt.Errorf("%s features: %s: %w", r.Path, Reason(stderr.Bytes()), errdefs.ErrUnsupported)
+		return nil, fmt.Errorf("%s features: %s: %w", r.Path, Reason(stderr), errdefs.ErrUnsupported)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s features: %w", r.Path, err)
 	}
+	f, err := parseFeatures(out)
+	if err != nil {
+		return nil, fmt.Errorf("%s features: %w", r.Path, err)
+	}
+	return f, nil
+}
+
+// parseFeatures refuses what is JSON and says nothing: every runtime that has the
+// command names the versions that it knows.
+func parseFeatures(out []byte) (*features.Features, error) {
 	var f features.Features
 	if err := json.Unmarshal(out, &f); err != nil {
-		return nil, fmt.Errorf("%s features: %w", r.Path, err)
+		return nil, unreadable(err)
+	}
+	if f.OCIVersionMin == "" || f.OCIVersionMax == "" {
+		return nil, errors.New("its answer names no version of the specification")
 	}
 	return &f, nil
 }

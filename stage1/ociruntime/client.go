@@ -28,6 +28,9 @@ const (
 	pipeDelay = 500 * time.Millisecond
 	// maxReason caps what of a runtime's output goes into an error.
 	maxReason = 2048
+	// maxOutput is the most that is kept of what a runtime says, bytes: a state has the
+	// container's annotations.
+	maxOutput = 4 << 20
 )
 
 // Client runs the commands of a runtime on the containers of one root.
@@ -86,12 +89,28 @@ func (c *Client) State(ctx context.Context, id string) (specs.State, error) {
 	if err != nil {
 		return specs.State{}, err
 	}
-	var s specs.State
-	if err := json.Unmarshal(out, &s); err != nil {
+	s, err := parseState(out, id)
+	if err != nil {
 		return specs.State{}, fmt.Errorf("%s state %s: %w", c.Name, id, err)
 	}
 	return s, nil
 }
+
+// parseState reads an answer and holds it to what every runtime must say: which
+// container it is, how it is, and by which process if it runs.
+func parseState(out []byte, id string) (specs.State, error) {
+	var s specs.State
+	if err := json.Unmarshal(out, &s); err != nil {
+		return specs.State{}, unreadable(err)
+	}
+	if s.ID != id || s.Status == "" || s.Pid < 0 || s.Status == specs.StateRunning && s.Pid == 0 {
+		return specs.State{}, fmt.Errorf("its answer is of container %.80q, status %.80q, pid %d", s.ID, s.Status, s.Pid)
+	}
+	return s, nil
+}
+
+// unreadable bounds what the decoder of JSON says, which quotes what it could not read.
+func unreadable(err error) error { return fmt.Errorf("its answer cannot be read: %.200s", err.Error()) }
 
 // Update changes the limits of the container; what r leaves out stays.
 func (c *Client) Update(ctx context.Context, id string, r *specs.LinuxResources) error {
@@ -111,18 +130,17 @@ func (c *Client) run(ctx context.Context, stdin io.Reader, args ...string) ([]by
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var stdout, stderr bytes.Buffer
 	cmd := command(ctx, c.Path, append(append(c.Args(), "--log-format", "json"), args...)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
-	err := cmd.Run()
+	cmd.Stdin = stdin
+	out, stderr, err := output(cmd)
 	if err == nil {
-		return stdout.Bytes(), nil
+		return out, nil
 	}
 	id := args[1]
 	if args[0] == "delete" || args[0] == "update" {
 		id = args[len(args)-1]
 	}
-	return nil, c.explain(ctx, err, stderr.Bytes(), args[0], id)
+	return nil, c.explain(ctx, err, stderr, args[0], id)
 }
 
 // explain makes one error of how a command ended and what it said.
@@ -150,6 +168,33 @@ func command(ctx context.Context, path string, args ...string) *exec.Cmd {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = pipeDelay
 	return cmd
+}
+
+// output runs a program and returns what it said. One that said more than maxOutput
+// has failed.
+func output(cmd *exec.Cmd) (stdout, stderr []byte, err error) {
+	out, errs := &capped{}, &capped{}
+	cmd.Stdout, cmd.Stderr = out, errs
+	err = cmd.Run()
+	if err == nil && out.more {
+		err = fmt.Errorf("it said more than %d bytes", maxOutput)
+	}
+	return out.kept.Bytes(), errs.kept.Bytes(), err
+}
+
+// capped keeps the first maxOutput bytes and takes the rest without a word, so that a
+// talkative program neither blocks nor fills the memory.
+type capped struct {
+	kept bytes.Buffer
+	more bool // something was not kept
+}
+
+// Write never fails.
+func (c *capped) Write(p []byte) (int, error) {
+	room := maxOutput - c.kept.Len()
+	c.more = c.more || len(p) > room
+	c.kept.Write(p[:min(len(p), room)])
+	return len(p), nil
 }
 
 // Environ is the environment that a runtime is started with: ours without what
