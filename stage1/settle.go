@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -164,7 +163,7 @@ func (r *Runner) adopt(ctx context.Context, d *pod.Dir, app string) (bool, error
 	if err != nil {
 		return false, err
 	}
-	mon, err := readPID(r.pods.AppRunPath(d.UUID(), app, "monitor.pid"))
+	mon, err := readMonitor(r.pods.AppRunPath(d.UUID(), app, "monitor.pid"))
 	if err != nil {
 		return false, nil
 	}
@@ -296,15 +295,11 @@ func (r *Runner) oomKillsAround(group string) uint64 {
 	return kills
 }
 
-// readPID reads a pid file and names the process that has the pid now.
-func readPID(path string) (pod.Process, error) {
-	raw, err := os.ReadFile(path)
+// readMonitor names the process that a pid file says is the monitor.
+func readMonitor(path string) (pod.Process, error) {
+	pid, err := proc.ReadPIDFile(path)
 	if err != nil {
-		return pod.Process{}, fmt.Errorf("read pid file: %w", err)
-	}
-	var pid int
-	if _, err := fmt.Sscan(string(raw), &pid); err != nil {
-		return pod.Process{}, fmt.Errorf("read pid file %s: %w", path, err)
+		return pod.Process{}, err
 	}
 	return pod.ReadProcess(pid)
 }

@@ -17,7 +17,6 @@ import (
 	osexec "os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -212,11 +211,7 @@ func (e *session) watchCommand() {
 // command is the command's own process, once it is known. A process that has
 // gone already is named with a start time of zero: nobody's.
 func (e *session) command() (pod.Process, bool) {
-	b, err := os.ReadFile(e.file("pid"))
-	if err != nil {
-		return pod.Process{}, false
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	pid, err := proc.ReadPIDFile(e.file("pid"))
 	if err != nil {
 		return pod.Process{}, false // not written yet
 	}

@@ -20,8 +20,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -272,7 +270,7 @@ func (l *launched) follow(ctx context.Context) (Started, error) {
 	case <-ctx.Done():
 		return Started{}, ctx.Err()
 	}
-	monitor, err := readPID(s.MonitorPIDFile)
+	monitor, err := proc.ReadPIDFile(s.MonitorPIDFile)
 	if err != nil {
 		return Started{}, fmt.Errorf("monitor: %w", err)
 	}
@@ -372,7 +370,7 @@ func (l *launched) abort(ctx context.Context) error {
 	case <-ctx.Done():
 		errs = append(errs, fmt.Errorf("kill conmon: %w", ctx.Err()))
 	}
-	if pid, err := readPID(l.spec.MonitorPIDFile); err == nil {
+	if pid, err := proc.ReadPIDFile(l.spec.MonitorPIDFile); err == nil {
 		if p, err := proc.Read(pid); err == nil {
 			_ = proc.Signal(p, unix.SIGKILL)
 			errs = append(errs, proc.Wait(ctx, p))
@@ -380,16 +378,4 @@ func (l *launched) abort(ctx context.Context) error {
 	}
 	// Only now: conmon takes the end of the start pipe for the word to go on.
 	return errors.Join(append(errs, l.report.Close(), l.gate.Close())...)
-}
-
-func readPID(file string) (int, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return 0, err
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || pid <= 0 {
-		return 0, fmt.Errorf("%s holds %q, not a pid", file, b)
-	}
-	return pid, nil
 }

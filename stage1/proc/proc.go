@@ -29,6 +29,20 @@ func Read(pid int) (pod.Process, error) {
 	return pod.Process{PID: pid, StartTime: st.start}, nil
 }
 
+// ReadPIDFile returns the pid that a program wrote to a file, a number above 0 on a line
+// of its own.
+func ReadPIDFile(path string) (int, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("pid file: %w", err)
+	}
+	pid, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 32)
+	if err != nil || pid <= 0 {
+		return 0, fmt.Errorf("pid file %s holds %.80q, not a pid", path, b)
+	}
+	return int(pid), nil
+}
+
 // Alive says whether the process still runs. A zombie does not: its files are
 // closed and its memory is gone, only its exit status waits for its parent.
 func Alive(p pod.Process) bool {
