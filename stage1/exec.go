@@ -20,7 +20,7 @@ import (
 	"github.com/gantry-cri/gantry/stage1/namespace"
 )
 
-// Spec is the OCI configuration that the app's container was made with.
+// Spec is the OCI configuration that the app's container was made with; it has a process.
 // ErrNotFound says that the app was not started in this boot.
 func (r *Runner) Spec(u manifest.UUID, app string) (*specs.Spec, error) {
 	raw, err := os.ReadFile(r.pods.AppRunPath(u, app, "bundle", "config.json"))
@@ -33,6 +33,9 @@ func (r *Runner) Spec(u manifest.UUID, app string) (*specs.Spec, error) {
 	var s specs.Spec
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return nil, fmt.Errorf("read configuration of app %s: %w", app, err)
+	}
+	if s.Process == nil {
+		return nil, fmt.Errorf("read configuration of app %s: it has no process", app)
 	}
 	return &s, nil
 }

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -154,6 +156,9 @@ func (r *Runner) Network(u manifest.UUID) (network.Result, error) {
 	var result network.Result
 	if err := format.Network.Decode(raw, &result); err != nil {
 		return network.Result{}, fmt.Errorf("network of pod %s: %w", u, err)
+	}
+	if slices.Contains(result.IPs, netip.Addr{}) {
+		return network.Result{}, fmt.Errorf("network of pod %s: %s has an address that is none", u, networkFile)
 	}
 	return result, nil
 }
