@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -181,7 +183,7 @@ func (o *ociSpec) seccomp(p *runtimeapi.SecurityProfile) error {
 		if !ok {
 			return fmt.Errorf("seccomp profile %q: %w", p.GetLocalhostRef(), errdefs.ErrNotFound)
 		}
-		filter, err = seccomp.LoadProfile(string(body), o.spec)
+		filter, err = loadProfile(body, o.spec)
 	default:
 		filter, err = seccomp.GetDefaultProfile(o.spec)
 	}
@@ -190,4 +192,21 @@ func (o *ociSpec) seccomp(p *runtimeapi.SecurityProfile) error {
 	}
 	o.spec.Linux.Seccomp = filter
 	return nil
+}
+
+// loadProfile reads a profile of the node. One that says nothing, a file that lost its
+// content for example, would mean no filter at all, which is to be asked for by name.
+func loadProfile(body []byte, spec *specs.Spec) (*specs.LinuxSeccomp, error) {
+	var rules struct{ Syscalls []*json.RawMessage }
+	if err := json.Unmarshal(body, &rules); err != nil {
+		return nil, err
+	}
+	if slices.Contains(rules.Syscalls, nil) {
+		return nil, errors.New("a null among its syscalls") // moby's loader follows the nil pointer
+	}
+	filter, err := seccomp.LoadProfile(string(body), spec)
+	if err == nil && (filter == nil || filter.DefaultAction == "") {
+		err = errors.New("no default action")
+	}
+	return filter, err
 }

@@ -251,7 +251,7 @@ func TestContainerRoundTrip(t *testing.T) {
 		}
 		n := testNode()
 		n.HugepageSizes = append([]string{}, words...)
-		n.SeccompProfiles["/profiles/x.json"] = []byte(`{}`)
+		n.SeccompProfiles["/profiles/x.json"] = []byte(`{"defaultAction":"SCMP_ACT_LOG"}`)
 		n.AppArmorProfiles = []string{"/profiles/x.json", "x"}
 		_, _, err = ToOCI(pm, pm.Apps[0].Name.String(), sandbox, n, testPlace())
 		if err != nil && !strings.Contains(err.Error(), "not UTF-8") {
