@@ -5,6 +5,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/appc/spec/schema/types"
 )
@@ -19,6 +20,10 @@ func parseEnv(s string) (types.EnvironmentVariable, error) {
 	}
 	if !envName.MatchString(name) {
 		return types.EnvironmentVariable{}, invalid("%q is not a name of an environment variable", name)
+	}
+	if !utf8.ValidString(value) || strings.ContainsRune(value, 0) {
+		// The manifest is JSON and would have other bytes; no process can be given a NUL.
+		return types.EnvironmentVariable{}, invalid("the value of %s is not text in UTF-8", name)
 	}
 	return types.EnvironmentVariable{Name: name, Value: value}, nil
 }
@@ -67,7 +72,7 @@ func (r *Request) environment(image types.Environment, app types.Environment) ty
 	for _, s := range os.Environ() {
 		v, err := parseEnv(s)
 		if err != nil {
-			continue // a shell's exported function, say: appc has no name for it
+			continue // a shell's exported function, say: appc has no name for it, or no value
 		}
 		if _, ok := env.Get(v.Name); !ok {
 			env = append(env, v)

@@ -1,6 +1,8 @@
 package podargs
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -8,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/appc/spec/schema/types"
 	"github.com/spf13/pflag"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
@@ -220,6 +223,7 @@ func TestEnvFile(t *testing.T) {
 	}{
 		{"no equals sign", []string{write("bad", "A=1\nB\n")}, "bad:2: must be specified"},
 		{"only blanks", []string{write("blank", "  \n")}, "blank:1: must be specified"},
+		{"value that is no text", []string{write("bytes", "A=1\nB=\xff\n")}, "bytes:2: the value of B is not text"},
 		{"key in two files", []string{good, write("again", "A=2")}, `again:1: key "A" already set`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -240,6 +244,42 @@ func FuzzParse(f *testing.F) {
 		r, err := parse(strings.Split(line, " ")...)
 		if err == nil && len(r.Apps) == 0 {
 			t.Error("a request without apps")
+		}
+	})
+}
+
+// FuzzEnvFile holds that files of --set-env-file are refused as invalid, or that a
+// manifest keeps each of their variables as the file has it, none twice.
+func FuzzEnvFile(f *testing.F) {
+	for _, s := range []string{"A=1\nB=2\n", "A=1\nA=2", "# A\n; B\n\n\r\nC==x \r\n", "A", "=", "a.b-c=x", "A=\x00", "A=\xff", "A=\u2028\ufeff", "\ufeffA=1", " A=1", "A=1\rB=2", "export A=1"} {
+		f.Add([]byte(s), []byte("Z=1"))
+		f.Add([]byte("Z=1"), []byte(s))
+	}
+	dir := f.TempDir()
+	paths := []string{filepath.Join(dir, "1"), filepath.Join(dir, "2")}
+	f.Fuzz(func(t *testing.T, one, two []byte) {
+		if err := errors.Join(os.WriteFile(paths[0], one, 0o600), os.WriteFile(paths[1], two, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		env, err := readEnvFiles(paths)
+		if err != nil {
+			if !errors.Is(err, errdefs.ErrInvalid) {
+				t.Errorf("%v is of no class", err)
+			}
+			return
+		}
+		raw, err := json.Marshal(env)
+		var kept types.Environment
+		if err := errors.Join(err, json.Unmarshal(raw, &kept)); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		for i, v := range env {
+			line := v.Name + "=" + v.Value
+			if seen[v.Name] || kept[i] != v || strings.ContainsAny(line, "\x00\n") || !bytes.Contains(slices.Concat(one, two), []byte(line)) {
+				t.Errorf("%q is kept as %q", line, kept[i])
+			}
+			seen[v.Name] = true
 		}
 	})
 }
