@@ -35,8 +35,9 @@ var rooms = map[string][]string{
 	"stage0/inflate":    {},
 	"stage0/credential": {"stage0/errdefs"},
 	"stage0/tree":       {"stage0/errdefs", "stage0/inflate", "stage0/durable", "stage0/format", "stage0/usage", "stage0/readonly"},
-	"stage0/overlay":    {"stage0/errdefs", "stage0/tree", "stage0/durable"},
-	"stage0/render":     {"stage0/errdefs", "stage0/tree", "stage0/durable"},
+	"stage0/idmap":      {"stage0/errdefs"},
+	"stage0/overlay":    {"stage0/errdefs", "stage0/tree", "stage0/durable", "stage0/idmap"},
+	"stage0/render":     {"stage0/errdefs", "stage0/tree", "stage0/durable", "stage0/idmap"},
 	"stage0/verify":     {"stage0/errdefs", "stage0/tree"},
 	"stage0/pod":        {"stage0/errdefs", "stage0/manifest", "stage0/durable", "stage0/format", "stage0/usage"},
 }
