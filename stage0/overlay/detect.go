@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/gantry-cri/gantry/stage0/durable"
 )
 
 // Support says whether a data directory can carry overlay mounts.
@@ -26,7 +24,7 @@ type Site struct {
 	// Dir is the data directory, which holds trees and upper directories. Its tmp/
 	// is where a mount is tried.
 	Dir string
-	// Known is the path of a file that remembers the last trial mount that worked.
+	// Known is the path of a file that remembers the trial mounts that worked.
 	Known string
 }
 
@@ -41,6 +39,15 @@ type node struct {
 	getdents    func(fd int, buf []byte) (int, error)
 	filesystems string // path of /proc/filesystems
 	trial       func(ctx context.Context, tmp string) (refused, err error)
+	trialMapped func(ctx context.Context, tmp string, trees []string) (refused, err error)
+}
+
+var machine = node{
+	statfs:      unix.Statfs,
+	getdents:    unix.Getdents,
+	filesystems: "/proc/filesystems",
+	trial:       trialMount,
+	trialMapped: trialMapped,
 }
 
 // Detect says whether overlay mounts work on the site: file systems known not
@@ -50,18 +57,33 @@ type node struct {
 // to find out is an error; every finding is a Support with its reason. The
 // conditions are those of rkt prepare.
 func (s Site) Detect(ctx context.Context) (Support, error) {
-	return s.detect(ctx, node{
-		statfs:      unix.Statfs,
-		getdents:    unix.Getdents,
-		filesystems: "/proc/filesystems",
-		trial:       trialMount,
-	})
+	return s.detect(ctx, machine)
+}
+
+// DetectIDMapped says what Detect says of mounts with mapped owners (Plan.IDs), of the
+// trees that lie at the paths and of the site's own. That takes a kernel that stacks
+// id-mapped mounts (5.19), a file system below each tree that can be id-mapped, and user
+// namespaces. All that is found out by a trial mount alone, once a boot and devices.
+func (s Site) DetectIDMapped(ctx context.Context, trees []string) (Support, error) {
+	return s.detectIDMapped(ctx, trees, machine)
 }
 
 func (s Site) detect(ctx context.Context, n node) (Support, error) {
 	reason, err := s.unsupported(ctx, n)
 	if err != nil {
 		return Support{}, fmt.Errorf("determine overlay support of %s: %w", s.Dir, err)
+	}
+	return Support{OK: reason == "", Reason: reason}, nil
+}
+
+func (s Site) detectIDMapped(ctx context.Context, trees []string, n node) (Support, error) {
+	support, err := s.detect(ctx, n)
+	if err != nil || !support.OK {
+		return support, err
+	}
+	reason, err := s.unmapped(ctx, trees, n)
+	if err != nil {
+		return Support{}, fmt.Errorf("determine support of id-mapped layers in %s: %w", s.Dir, err)
 	}
 	return Support{OK: reason == "", Reason: reason}, nil
 }
@@ -84,37 +106,91 @@ func (s Site) unsupported(ctx context.Context, n node) (string, error) {
 	if !typed {
 		return "unsupported filesystem: missing d_type support", nil
 	}
-	device, err := s.device(st)
+	seen, err := s.memory()
 	if err != nil {
 		return "", err
 	}
-	if known, err := os.ReadFile(s.Known); err == nil && string(known) == device {
-		return "", nil
+	this, err := device(s.Dir, n)
+	if err != nil || seen.has(this) {
+		return "", err
 	}
 	refused, err := n.trial(ctx, filepath.Join(s.Dir, "tmp"))
 	if err != nil {
 		return "", fmt.Errorf("trial mount: %w", err)
 	}
 	if refused == nil {
-		return "", durable.WriteFile(s.Known, []byte(device), 0o600, durable.Kill)
+		return "", seen.add(this)
 	}
 	return refusal(refused, n.filesystems), nil
 }
 
-// device names the file system of the site and the boot that it is looked at
-// in. The number alone is not enough: another file system gets that of one that
-// was unmounted.
-func (s Site) device(fs unix.Statfs_t) (string, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+// unmapped says why layers cannot be id-mapped; empty if they can.
+func (s Site) unmapped(ctx context.Context, trees []string, n node) (string, error) {
+	seen, err := s.memory()
 	if err != nil {
-		return "", fmt.Errorf("read boot id: %w", err)
+		return "", err
+	}
+	lines, unknown, err := s.unknown(trees, seen, n)
+	if err != nil || len(lines) == 0 {
+		return "", err
+	}
+	refused, err := n.trialMapped(ctx, filepath.Join(s.Dir, "tmp"), unknown)
+	if err != nil {
+		return "", fmt.Errorf("trial mount: %w", err)
+	}
+	if refused == nil {
+		return "", seen.add(lines...)
+	}
+	return fmt.Sprintf("trial mount of id-mapped layers: %v", refused), nil
+}
+
+// unknown returns the lines that remember the trials that are still to be made, one for
+// each file system below the trees and the site, and a tree of each but the site's, on
+// which a trial has one of its own.
+func (s Site) unknown(trees []string, seen memory, n node) (lines, unknown []string, err error) {
+	own, err := device(s.Dir, n)
+	if err != nil {
+		return nil, nil, err
+	}
+	looked := map[uint64]bool{}
+	for i, dir := range append([]string{s.Dir}, trees...) {
+		var st unix.Stat_t
+		err := unix.Stat(dir, &st)
+		if errors.Is(err, unix.ENOENT) || looked[st.Dev] {
+			continue // a tree that is missing is for those to tell who need it
+		}
+		if err != nil {
+			return nil, nil, &os.PathError{Op: "stat", Path: dir, Err: err}
+		}
+		looked[st.Dev] = true
+		below, err := device(dir, n)
+		if err != nil {
+			return nil, nil, err
+		}
+		line := fmt.Sprintf("%s id-mapped below %s", below, own)
+		if seen.has(line) {
+			continue
+		}
+		lines = append(lines, line)
+		if i > 0 {
+			unknown = append(unknown, dir)
+		}
+	}
+	return lines, unknown, nil
+}
+
+// device names the file system that a directory lies on. The number alone is not
+// enough: another file system gets that of one that was unmounted.
+func device(dir string, n node) (string, error) {
+	var fs unix.Statfs_t
+	if err := n.statfs(dir, &fs); err != nil {
+		return "", fmt.Errorf("statfs: %w", err)
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(s.Dir, &st); err != nil {
-		return "", &os.PathError{Op: "stat", Path: s.Dir, Err: err}
+	if err := unix.Stat(dir, &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	return fmt.Sprintf("boot %s device %d:%d type %x id %x\n",
-		bytes.TrimSpace(boot), unix.Major(st.Dev), unix.Minor(st.Dev), fs.Type, fs.Fsid.Val), nil
+	return fmt.Sprintf("device %d:%d type %x id %x", unix.Major(st.Dev), unix.Minor(st.Dev), fs.Type, fs.Fsid.Val), nil
 }
 
 // refusal puts into words that the kernel refused the trial mount. The mount
@@ -155,50 +231,4 @@ func hasTypes(dir string, n node) (bool, error) {
 		b = b[length:]
 	}
 	return true, nil
-}
-
-// trialName is the entry in tmp/ that a trial works in. It has one name, so
-// that the next trial finds what one that was killed left.
-const trialName = "overlay-trial"
-
-// trialMount makes an overlay mount within tmp. refused is the kernel's answer;
-// err says that it could not be asked. The mount lives in a mount namespace that
-// ends with the trial, however that ends.
-func trialMount(ctx context.Context, tmp string) (refused, err error) {
-	if err := os.MkdirAll(tmp, 0o700); err != nil {
-		return nil, durable.NoSpace(err)
-	}
-	dir := filepath.Join(tmp, trialName)
-	lock, err := durable.LockFile(ctx, dir+".lock")
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		err = errors.Join(err, os.RemoveAll(dir), os.Remove(lock.Name()))
-		durable.Unlock(lock)
-	}()
-	if err := os.RemoveAll(dir); err != nil {
-		return nil, err
-	}
-	p := Plan{
-		Lower:  []string{"tree"},
-		Upper:  filepath.Join(dir, "upper"),
-		Work:   filepath.Join(dir, "work"),
-		Target: filepath.Join(dir, "merged"),
-	}
-	for _, d := range []string{filepath.Join(dir, "tree", "rootfs"), p.Upper, p.Work, p.Target} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, durable.NoSpace(err)
-		}
-	}
-	return onThread(unix.CLONE_NEWNS, func() error {
-		// Nothing is to propagate to where the namespace was copied from.
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			return os.NewSyscallError("mount", err)
-		}
-		if err := mountStack(dir, p.Lower, p); err != nil {
-			return err
-		}
-		return Unmount(p.Target)
-	}), nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 	"github.com/gantry-cri/gantry/stage0/tree"
 )
 
@@ -32,6 +33,9 @@ type Plan struct {
 	Upper, Work string
 	// Target is the absolute path of the mount point, an existing directory.
 	Target string
+	// IDs maps the owners of what the trees hold; nil shows them as they are. What is
+	// in Upper has the node's ids. See Site.DetectIDMapped.
+	IDs *idmap.Map
 }
 
 // Escape makes a path fit for a value in overlay's mount options, where
@@ -69,11 +73,29 @@ func makeDirs(treesDir string, p Plan) error {
 		return err
 	}
 	if len(p.Lower) > 0 {
-		if err := tree.CopyAttributes(rootOf(treesDir, p.Lower[0]), fresh); err != nil {
+		if err := copyRoot(rootOf(treesDir, p.Lower[0]), fresh, p.IDs); err != nil {
 			return err
 		}
 	}
 	return os.Rename(fresh, p.Upper)
+}
+
+// copyRoot gives a directory the attributes of a tree's root, with mapped owners.
+func copyRoot(root, to string, ids *idmap.Map) error {
+	if ids == nil {
+		return tree.CopyAttributes(root, to)
+	}
+	users, err := ids.Namespace()
+	if err != nil {
+		return err
+	}
+	defer users.Close() //nolint:errcheck // nothing is written to it
+	fd, err := cloneMapped(root, users)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd) //nolint:errcheck // the same
+	return tree.CopyAttributes(fmt.Sprintf("/proc/self/fd/%d/.", fd), to)
 }
 
 // rootOf returns the path of the files of a tree that Plan.Lower names.
@@ -85,7 +107,7 @@ func rootOf(treesDir, name string) string {
 }
 
 // Mount makes the mount. A stack without trees shows the upper directory
-// alone. More trees than MaxStack are ErrUnsupported, as is what does not fit
+// alone, which then is a copy that has mapped owners already. More trees than MaxStack are ErrUnsupported, as is what does not fit
 // into the kernel's mount options whatever is done.
 func Mount(treesDir string, p Plan) error {
 	if err := mount(treesDir, p); err != nil {
@@ -108,7 +130,15 @@ func mount(treesDir string, p Plan) error {
 	if len(lower) == 1 && p.Upper == "" {
 		return fmt.Errorf("overlay cannot show one tree alone: %w", errdefs.ErrInvalid)
 	}
-	return onThread(unix.CLONE_FS, func() error { return mountStack(treesDir, lower, p) })
+	return onThread(func() error { return mountLower(treesDir, lower, p) })
+}
+
+// mountLower mounts trees, topmost first, on a thread that onThread made.
+func mountLower(treesDir string, lower []string, p Plan) error {
+	if p.IDs != nil {
+		return mountMapped(treesDir, lower, p)
+	}
+	return mountStack(treesDir, lower, p)
 }
 
 // MaxStack is how many lower directories the kernel stacks.
@@ -212,14 +242,13 @@ func options(lower []string, p Plan) string {
 	return data
 }
 
-// onThread calls f on a thread of its own that is thrown away, after it has
-// left what flags name: a working directory (CLONE_FS) and a mount namespace
-// (CLONE_NEWNS) belong to all threads unless one leaves.
-func onThread(flags int, f func() error) error {
+// onThread calls f on a thread of its own that is thrown away, with a working directory
+// of its own: that, like a mount namespace, belongs to all threads unless one leaves.
+func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := unix.Unshare(flags); err != nil {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			done <- os.NewSyscallError("unshare", err)
 			return
 		}

@@ -35,14 +35,14 @@ func TestDetect(t *testing.T) {
 		node   node
 		reason string
 	}{
-		{"ext4", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, with, works}, ""},
-		{"aufs", node{fsType(magicAUFS), unix.Getdents, with, works}, "unsupported filesystem: aufs"},
-		{"zfs", node{fsType(magicZFS), unix.Getdents, with, works}, "unsupported filesystem: zfs"},
-		{"XFS with ftype=0", node{fsType(unix.XFS_SUPER_MAGIC), untyped, with, works}, "unsupported filesystem: missing d_type support"},
-		{"module that the mount loads", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, without, works}, ""},
-		{"kernel without", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, without, fails}, "overlay entry not present in " + without},
-		{"no list", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, "/nonexistent", fails}, "cannot open /nonexistent: open /nonexistent: no such file or directory"},
-		{"trial", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, with, fails}, "trial mount: invalid argument"},
+		{"ext4", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, with, works, nil}, ""},
+		{"aufs", node{fsType(magicAUFS), unix.Getdents, with, works, nil}, "unsupported filesystem: aufs"},
+		{"zfs", node{fsType(magicZFS), unix.Getdents, with, works, nil}, "unsupported filesystem: zfs"},
+		{"XFS with ftype=0", node{fsType(unix.XFS_SUPER_MAGIC), untyped, with, works, nil}, "unsupported filesystem: missing d_type support"},
+		{"module that the mount loads", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, without, works, nil}, ""},
+		{"kernel without", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, without, fails, nil}, "overlay entry not present in " + without},
+		{"no list", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, "/nonexistent", fails, nil}, "cannot open /nonexistent: open /nonexistent: no such file or directory"},
+		{"trial", node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, with, fails, nil}, "trial mount: invalid argument"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -52,7 +52,7 @@ func TestDetect(t *testing.T) {
 			}
 		})
 	}
-	full := node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, with, trial(nil, unix.ENOSPC)}
+	full := node{fsType(unix.EXT4_SUPER_MAGIC), unix.Getdents, with, trial(nil, unix.ENOSPC), nil}
 	if _, err := newSite(t, t.TempDir()).detect(t.Context(), full); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("a trial that could not be made: %v", err)
 	}
@@ -175,10 +175,15 @@ func TestDetectOnOverlay(t *testing.T) {
 // plan lays trees with one file each below a directory with an awkward name.
 func plan(t *testing.T, names ...string) (string, Plan) {
 	t.Helper()
+	return planIn(t, t.TempDir(), names...)
+}
+
+func planIn(t *testing.T, base string, names ...string) (string, Plan) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounting needs root")
 	}
-	dir := filepath.Join(t.TempDir(), `a:b,c\d e`)
+	dir := filepath.Join(base, `a:b,c\d e`)
 	trees := filepath.Join(dir, "trees")
 	for _, name := range names {
 		root := filepath.Join(trees, name, "rootfs")
