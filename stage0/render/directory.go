@@ -256,6 +256,9 @@ func (w *worker) seal(o *opened) error {
 	if err := unix.Fstat(from, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
+	if err := w.mapOwner(&st); err != nil {
+		return err
+	}
 	if err := w.attributes(o.to, from, &st); err != nil {
 		return err
 	}

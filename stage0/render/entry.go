@@ -23,6 +23,9 @@ func (w *worker) entry(o *opened, e entry) error {
 	if err := unix.Fstatat(from, e.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
+	if err := w.mapOwner(&st); err != nil {
+		return err
+	}
 	if st.Nlink == 1 {
 		return w.file(o.to, from, e, &st)
 	}
@@ -42,6 +45,14 @@ func (w *worker) entry(o *opened, e entry) error {
 		return fmt.Errorf("link to %q: %w", l.path, err)
 	}
 	return nil
+}
+
+// mapOwner makes the owner that the copy is to have of the one in the tree.
+func (w *worker) mapOwner(st *unix.Stat_t) (err error) {
+	if w.ids != nil {
+		st.Uid, st.Gid, err = w.ids.Owner(st.Uid, st.Gid)
+	}
+	return err
 }
 
 func (w *worker) file(to, from int, e entry, st *unix.Stat_t) error {
@@ -268,8 +279,12 @@ func (w *worker) xattrs(x xattrs) error {
 			continue
 		}
 		n, err := x.get(name, value)
+		v := value[:max(n, 0)]
+		if err == nil && w.ids != nil {
+			v, err = w.ids.Xattr(name, v)
+		}
 		if err == nil {
-			err = x.set(name, value[:n])
+			err = x.set(name, v)
 		}
 		if err != nil {
 			return fmt.Errorf("copy attribute %s: %w", name, err)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 )
 
 // Job is one copy.
@@ -41,6 +42,9 @@ type Job struct {
 	// that is left out takes along all that is below it. It is called by several
 	// goroutines. Nil keeps everything.
 	Keep func(Found) bool
+	// IDs maps owners, and the ids in file capabilities and access lists; nil keeps
+	// them. A file whose owner it does not have ends the copy with ErrInvalid.
+	IDs *idmap.Map
 }
 
 // Found is a path that the trees show.
@@ -121,6 +125,7 @@ type copier struct {
 	uncopy  []atomic.Bool // by tree: its files cannot be cloned to the target
 	to      int           // the root of the copy
 	keep    func(Found) bool
+	ids     *idmap.Map // nil: owners are kept
 	pending stack
 	links   links
 }
@@ -148,7 +153,7 @@ type entry struct {
 }
 
 func (j Job) copyTrees(parent context.Context, to string) (err error) {
-	c := &copier{uncopy: make([]atomic.Bool, len(j.Roots)), to: -1, keep: j.Keep}
+	c := &copier{uncopy: make([]atomic.Bool, len(j.Roots)), to: -1, keep: j.Keep, ids: j.IDs}
 	defer func() {
 		for _, fd := range append(c.roots, c.to) {
 			if fd >= 0 {

@@ -55,10 +55,11 @@ func copyXattrs(from, to string) error {
 	return nil
 }
 
-// OfLayer says whether an extended attribute is of a file's place in its layer
-// or of the mount, and not the file's own: overlay's and labels.
+// OfLayer says whether an extended attribute is of a file's place in its layer, of the
+// mount or of the file system, and not the file's own: overlay's, labels, and the second
+// spelling that XFS has of access lists, whose ids nothing maps.
 func OfLayer(name string) bool {
-	return strings.HasPrefix(name, overlayXattrs) || name == selinuxXattr
+	return strings.HasPrefix(name, overlayXattrs) || name == selinuxXattr || strings.HasPrefix(name, "trusted.SGI_ACL_")
 }
 
 func xattrNames(path string) ([]string, error) {
