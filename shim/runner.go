@@ -8,6 +8,7 @@ import (
 
 	"github.com/gantry-cri/gantry/cri"
 	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage1"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
 	"github.com/gantry-cri/gantry/stage1/exec"
@@ -18,7 +19,9 @@ import (
 // runner is stage1 in the shape that cri asks for.
 type runner struct {
 	*stage1.Runner
-	cni *network.Network // for what Details tells
+	// For what Details tells:
+	cni  *network.Network
+	site overlay.Site
 }
 
 // ExecSync is part of cri.Executor.
@@ -65,5 +68,18 @@ func (r runner) Details(ctx context.Context) map[string]any {
 	if conf, err := r.cni.Load(); err == nil {
 		details["cniconfig"] = map[string]any{"file": conf.File, "name": conf.Name, "plugins": conf.Plugins, "list": conf.List}
 	}
+	details["overlay"] = supportText(r.site.Detect(ctx))
+	details["overlayIDMapped"] = supportText(r.site.DetectIDMapped(ctx, nil))
 	return details
+}
+
+// supportText is a finding for people.
+func supportText(s overlay.Support, err error) string {
+	switch {
+	case err != nil:
+		return err.Error()
+	case !s.OK:
+		return s.Reason
+	}
+	return "OK"
 }

@@ -99,7 +99,7 @@ func open(ctx context.Context, cfg Config) (*house, error) {
 	}
 	m := newMetrics(cfg.Version)
 	p.Observer = &observer{metrics: m, log: log}
-	return &house{cfg: cfg, pipeline: p, runner: runner{r, network.New(cfg.Network())}, metrics: m}, nil
+	return &house{cfg: cfg, pipeline: p, runner: runner{r, network.New(cfg.Network()), p.Overlay}, metrics: m}, nil
 }
 
 // sweep brings to an end what killed processes and ended boots left. What cannot

@@ -60,6 +60,9 @@ func TestRun(t *testing.T) {
 	if err != nil || len(st.Status.Conditions) != 2 || st.Status.Conditions[1].Status || !strings.Contains(st.Info["config"], cfg.Dir) {
 		t.Errorf("status %v, %v", st, err)
 	}
+	if os.Geteuid() == 0 && (st.GetInfo()["overlay"] != "OK" || st.GetInfo()["overlayIDMapped"] != "OK") {
+		t.Errorf("status says of overlay %q, id-mapped %q", st.GetInfo()["overlay"], st.GetInfo()["overlayIDMapped"])
+	}
 	if _, err := client.ListContainers(call, &runtimeapi.ListContainersRequest{}); err != nil {
 		t.Error(err)
 	}

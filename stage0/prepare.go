@@ -9,6 +9,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
@@ -29,6 +30,8 @@ type PodSpec struct {
 	Images []AppImage
 	// Rootfs says how root filesystems are laid.
 	Rootfs Rootfs
+	// IDs are the ids of the pod's user namespace, which own its files; nil without one.
+	IDs *idmap.Map
 }
 
 // AppImage says which image an app runs.
@@ -85,6 +88,9 @@ func (s PodSpec) check() error {
 	}
 	if s.Kind == pod.KindPod && len(s.Images) == 0 {
 		return fmt.Errorf("a pod has at least one app: %w", errdefs.ErrInvalid)
+	}
+	if s.IDs != nil {
+		return s.IDs.Check()
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,10 +19,12 @@ import (
 	"github.com/appc/spec/schema/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/disktest"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
@@ -189,6 +192,79 @@ func TestPrepareCopies(t *testing.T) {
 			}
 			if !slices.Equal(log.copied, tc.told) {
 				t.Errorf("told %q, want %q", log.copied, tc.told)
+			}
+		})
+	}
+}
+
+// TestPrepareWithMappedOwners holds that a pod in a user namespace gets files of its own
+// ids: by the overlay where the kernel has id-mapped layers, else by a copy, which is told.
+func TestPrepareWithMappedOwners(t *testing.T) {
+	unmappable := t.TempDir()
+	if os.Geteuid() == 0 {
+		if err := unix.Mount("ramfs", unmappable, "ramfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = unix.Unmount(unmappable, 0) }()
+	}
+	ids := func(size uint32) *idmap.Map {
+		return &idmap.Map{
+			UIDs: []specs.LinuxIDMapping{{HostID: 100000, Size: size}},
+			GIDs: []specs.LinuxIDMapping{{HostID: 200000, Size: size}},
+		}
+	}
+	for _, tc := range []struct {
+		name   string
+		dir    string // of the data; empty: where layers can be id-mapped
+		rootfs Rootfs
+		ids    *idmap.Map
+		copies bool
+		told   string // begins so
+		is     error
+	}{
+		{"overlay works", "", RootfsAuto, ids(1000), false, "", nil},
+		{"overlay is not wanted", "", RootfsCopy, ids(1000), true, "", nil},
+		{"layers cannot be id-mapped", unmappable, RootfsAuto, ids(1000), true, "trial mount of id-mapped layers: tree tree: mount_setattr id map ", nil},
+		{"an owner is not there", "", RootfsCopy, ids(13), true, "", errdefs.ErrInvalid},
+		{"nobody is there", "", RootfsAuto, &idmap.Map{}, false, "", errdefs.ErrInvalid},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p, log := newPreparerIn(t, cmp.Or(tc.dir, t.TempDir()))
+			layer := extracted(t, p, tar.Header{Mode: 0o2750, Uid: 12, Gid: 34})
+			inTree := filepath.Join(p.Trees.Path(layer.Tree), "rootfs", "f")
+			if err := errors.Join(os.WriteFile(inTree, nil, 0o640), os.Lchown(inTree, 5, 6)); err != nil {
+				t.Fatal(err)
+			}
+			u, err := p.Prepare(t.Context(), PodSpec{
+				Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: manifestOf("a"), Rootfs: tc.rootfs, IDs: tc.ids,
+				Images: []AppImage{{Image: store.Image{ID: "sha256:x", Layers: []store.Layer{layer}}}},
+			})
+			if tc.is != nil {
+				pods, lerr := p.Pods.List()
+				if !errors.Is(err, tc.is) || len(pods) != 0 || lerr != nil {
+					t.Errorf("Prepare: %v, want %v; pods %v, %v", err, tc.is, pods, lerr)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]string{".": "2750 100012:200034"}
+			if tc.copies {
+				want["f"] = "640 100005:200006"
+			}
+			for name, w := range want {
+				var st unix.Stat_t
+				err := unix.Lstat(p.Pods.Path(u, "upper", "a", name), &st)
+				if got := fmt.Sprintf("%o %d:%d", st.Mode&0o7777, st.Uid, st.Gid); err != nil || got != w {
+					t.Errorf("upper %s is %s, %v; want %s", name, got, err, w)
+				}
+			}
+			if got := strings.Join(log.copied, ""); !strings.HasPrefix(got, tc.told) || (got == "") != (tc.told == "") {
+				t.Errorf("told %q, want %q", got, tc.told)
+			}
+			if _, err := os.Lstat(p.Pods.Path(u, "upper", "a", "f")); (err == nil) != tc.copies {
+				t.Errorf("copied: %v, want %t", err, tc.copies)
 			}
 		})
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/render"
@@ -32,7 +33,7 @@ func (p *Pipeline) rootfs(ctx context.Context, spec PodSpec) (Rootfs, error) {
 	if spec.Rootfs != RootfsAuto || len(spec.Images) == 0 {
 		return spec.Rootfs, nil
 	}
-	support, err := p.Overlay.Detect(ctx)
+	support, err := p.overlaySupport(ctx, spec)
 	if err != nil {
 		return 0, err
 	}
@@ -48,6 +49,20 @@ func (p *Pipeline) rootfs(ctx context.Context, spec PodSpec) (Rootfs, error) {
 		p.Observer.OverlayDisabled(support.Reason)
 	}
 	return RootfsCopy, nil
+}
+
+// overlaySupport asks whether the site carries overlays of what the spec names.
+func (p *Pipeline) overlaySupport(ctx context.Context, spec PodSpec) (overlay.Support, error) {
+	if spec.IDs == nil {
+		return p.Overlay.Detect(ctx)
+	}
+	var trees []string
+	for _, a := range spec.Images {
+		for _, name := range a.Image.Trees() {
+			trees = append(trees, p.Trees.Path(name))
+		}
+	}
+	return p.Overlay.DetectIDMapped(ctx, trees)
 }
 
 // stacked are the trees of an image that a pod's root filesystem goes on using.
@@ -66,10 +81,10 @@ func (p *Pipeline) layRootfs(ctx context.Context, d *pod.Dir, spec PodSpec, r Ro
 		trees := spec.Images[i].Image.Trees()
 		err := p.ensureTrees(a, trees)
 		if err == nil && r == RootfsCopy {
-			err = p.copyTrees(ctx, d, a.Name, trees)
+			err = p.copyTrees(ctx, d, a.Name, trees, spec.IDs)
 		}
 		if err == nil {
-			plan := overlay.Plan{Lower: p.Trees.Lower(a.Layers), Upper: d.Path("upper", a.Name), Work: d.Path("work", a.Name)}
+			plan := overlay.Plan{Lower: p.Trees.Lower(a.Layers), Upper: d.Path("upper", a.Name), Work: d.Path("work", a.Name), IDs: spec.IDs}
 			err = overlay.Make(p.Trees.Dir(), plan)
 		}
 		if err != nil {
@@ -93,8 +108,8 @@ func (p *Pipeline) ensureTrees(a pod.AppRecord, trees []string) error {
 }
 
 // copyTrees makes the app's upper directory a copy of the trees.
-func (p *Pipeline) copyTrees(ctx context.Context, d *pod.Dir, app string, trees []string) error {
-	job := render.Job{To: d.Path("upper", app), Survival: durable.PowerCut}
+func (p *Pipeline) copyTrees(ctx context.Context, d *pod.Dir, app string, trees []string, ids *idmap.Map) error {
+	job := render.Job{To: d.Path("upper", app), Survival: durable.PowerCut, IDs: ids}
 	if d.Record().Owner == pod.OwnerCRI {
 		job.Survival = durable.Kill // such a pod cannot outlive a boot
 	}
