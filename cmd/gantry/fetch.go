@@ -3,38 +3,48 @@ package main
 import (
 	"fmt"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/gantry-cri/gantry/cmd/gantry/podargs"
 	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/fetch"
+	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/store"
 )
 
 func newFetch(o *options) *cobra.Command {
 	var quiet bool
 	var mode progressMode
+	var platform *ocispec.Platform // nil is this machine's
 	cmd := &cobra.Command{
 		Use:   "fetch IMAGE...",
 		Short: "Fetch images and print their ids",
 		Args:  atLeastOne("image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			images, err := fetchable(args)
+			images, err := fetchable(args, platform)
 			if err != nil {
 				return usageError{err}
 			}
 			if quiet {
 				mode = progressNone
 			}
-			return needRoot(func() error { return fetchAll(cmd, o, images, newProgress(cmd.ErrOrStderr(), mode)) })
+			return needRoot(func() error { return fetchAll(cmd, o, images, platform, newProgress(cmd.ErrOrStderr(), mode)) })
 		},
 	}
 	cmd.Flags().BoolVar(&quiet, "quiet", false, "as --progress=none")
+	cmd.Flags().Func("platform", "`OS/ARCH[/VARIANT]` of the images, where they are for several (default this machine's)", func(s string) error {
+		p, err := fetch.ParsePlatform(s)
+		platform = &p
+		return err
+	})
 	mode.register(cmd.Flags())
 	return cmd
 }
 
-// fetchable reads all images before the first is fetched.
-func fetchable(args []string) ([]podargs.Image, error) {
+// fetchable reads all images before the first is fetched. An ACI is for the platform
+// that it names, so it can only be fetched where no platform is asked for.
+func fetchable(args []string, platform *ocispec.Platform) ([]podargs.Image, error) {
 	var images []podargs.Image
 	for _, arg := range args {
 		image, err := podargs.ParseImage(arg)
@@ -44,12 +54,15 @@ func fetchable(args []string) ([]podargs.Image, error) {
 		if image.ID != "" {
 			return nil, fmt.Errorf("%q is an image id: only names and files can be fetched", image.ID)
 		}
+		if platform != nil && image.At.Transport == imageref.ACI {
+			return nil, fmt.Errorf("--platform: %s is an ACI, which is for one platform", image)
+		}
 		images = append(images, image)
 	}
 	return images, nil
 }
 
-func fetchAll(cmd *cobra.Command, o *options, images []podargs.Image, progress *progress) error {
+func fetchAll(cmd *cobra.Command, o *options, images []podargs.Image, platform *ocispec.Platform, progress *progress) error {
 	h, err := o.house()
 	if err != nil {
 		return err
@@ -59,9 +72,9 @@ func fetchAll(cmd *cobra.Command, o *options, images []podargs.Image, progress *
 		progress.begin(image.String())
 		var entry store.Entry
 		if image.At.IsZero() {
-			entry, err = h.Fetch(cmd.Context(), stage0.FetchRequest{Ref: image.Ref})
+			entry, err = h.Fetch(cmd.Context(), stage0.FetchRequest{Ref: image.Ref, Platform: platform})
 		} else {
-			entry, err = h.Load(cmd.Context(), image.At, nil)
+			entry, err = h.Load(cmd.Context(), image.At, platform)
 		}
 		progress.end(stage0.Pulled{Entry: entry, Fetched: true}, err)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 
 	"github.com/gantry-cri/gantry/stage0"
@@ -34,7 +35,9 @@ type imageView struct {
 	AppcID string   `json:"appcID"`
 	Names  []string `json:"names"` // tags, then digests
 	// AppcName is what an ACI calls itself, NAME or NAME:VERSION: no name to find it by.
-	AppcName string    `json:"appcName,omitempty"`
+	AppcName string `json:"appcName,omitempty"`
+	// Platform is OS/ARCH[/VARIANT], as the image says; empty where it does not.
+	Platform string    `json:"platform,omitempty"`
 	Size     int64     `json:"size"` // bytes on disk
 	Layers   int       `json:"layers"`
 	Pinned   bool      `json:"pinned"`
@@ -51,6 +54,9 @@ func imageViewOf(images *store.Store, e store.Entry) (imageView, error) {
 	v := imageView{
 		ID: string(e.Image.ID), AppcID: e.Image.AppcID, Names: names, Size: e.Image.Size,
 		Layers: len(e.Image.Layers), Pinned: e.Pinned, PulledAt: e.Image.PulledAt, ReadOnlyStore: string(e.ReadOnly),
+	}
+	if e.Image.Platform.OS != "" {
+		v.Platform = platforms.Format(e.Image.Platform)
 	}
 	im, err := stage0.AppcManifest(images, e.Image)
 	if stage0.IsBroken(err) {

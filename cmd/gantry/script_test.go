@@ -23,10 +23,13 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -56,6 +59,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"registry": startRegistry,
 			"push":     pushImage,
+			"index":    pushIndex,
 			"save":     saveImage,
 			"uuid":     readUUID,
 
@@ -132,13 +136,46 @@ func pushImage(ts *testscript.TestScript, _ bool, args []string) {
 	pushJSON(ts, pusher, ocispec.MediaTypeImageManifest, manifest)
 }
 
-// saveImage saves an image of a registry: save TRANSPORT PATH REF.
-func saveImage(ts *testscript.TestScript, _ bool, args []string) {
-	ref, err := name.ParseReference(args[2], name.Insecure)
+// pushIndex makes an image of a registry one for each of several platforms, and pushes
+// an index of them, in this order: index NAME REF PLATFORM...
+func pushIndex(ts *testscript.TestScript, _ bool, args []string) {
+	ref, err := name.ParseReference(args[1], name.Insecure)
 	ts.Check(err)
 	img, err := remote.Image(ref)
 	ts.Check(err)
+	var adds []mutate.IndexAddendum
+	for _, p := range args[2:] {
+		platform, err := v1.ParsePlatform(p)
+		ts.Check(err)
+		config, err := img.ConfigFile()
+		ts.Check(err)
+		config = config.DeepCopy()
+		config.OS, config.Architecture, config.Variant = platform.OS, platform.Architecture, platform.Variant
+		one, err := mutate.ConfigFile(img, config)
+		ts.Check(err)
+		adds = append(adds, mutate.IndexAddendum{Add: one, Descriptor: v1.Descriptor{Platform: platform}})
+	}
+	to, err := name.ParseReference(args[0], name.Insecure)
+	ts.Check(err)
+	ts.Check(remote.WriteIndex(to, mutate.AppendManifests(mutate.IndexMediaType(empty.Index, types.OCIImageIndex), adds...)))
+}
+
+// saveImage saves an image of a registry: save TRANSPORT PATH REF. An oci-index is a
+// layout of an index.
+func saveImage(ts *testscript.TestScript, _ bool, args []string) {
+	ref, err := name.ParseReference(args[2], name.Insecure)
+	ts.Check(err)
 	file := ts.MkAbs(args[1])
+	if args[0] == "oci-index" {
+		index, err := remote.Index(ref)
+		ts.Check(err)
+		p, err := layout.Write(file, empty.Index)
+		ts.Check(err)
+		ts.Check(p.AppendIndex(index))
+		return
+	}
+	img, err := remote.Image(ref)
+	ts.Check(err)
 	if args[0] == "docker-archive" {
 		ts.Check(tarball.WriteToFile(file, ref, img))
 		return

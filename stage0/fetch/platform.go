@@ -23,6 +23,22 @@ const (
 // errNoPlatform says that another entry of the index may still do.
 var errNoPlatform = fmt.Errorf("no image for this platform: %w", errdefs.ErrUnsupported)
 
+// ParsePlatform reads OS/ARCH or OS/ARCH/VARIANT, such as linux/arm/v7. It takes what
+// uname calls an architecture too. Anything else is ErrInvalid; whether there is such a
+// platform, the images say.
+func ParsePlatform(s string) (ocispec.Platform, error) {
+	// The library completes a word that stands alone by this machine's platform, and
+	// knows of versions of an operating system, which no image for Linux has.
+	if !strings.Contains(s, "/") || strings.ContainsAny(s, "()+") {
+		return ocispec.Platform{}, fmt.Errorf("platform %q: want OS/ARCH or OS/ARCH/VARIANT: %w", s, errdefs.ErrInvalid)
+	}
+	p, err := platforms.Parse(s)
+	if err != nil {
+		return ocispec.Platform{}, fmt.Errorf("platform: %w: %w", err, errdefs.ErrInvalid)
+	}
+	return p, nil
+}
+
 // Manifest is part of Remote.
 func (m *remote) Manifest(ctx context.Context, platform *ocispec.Platform) (Manifest, error) {
 	return newSearch(m, platform).at(ctx, entry{Descriptor: m.desc}, 0)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -180,6 +181,28 @@ func TestPlatforms(t *testing.T) {
 				t.Errorf("error %v does not say what there is", err)
 			}
 		})
+	}
+}
+
+func TestParsePlatform(t *testing.T) {
+	for s, want := range map[string]ocispec.Platform{
+		"linux/amd64":     {OS: "linux", Architecture: "amd64"},
+		"linux/x86_64":    {OS: "linux", Architecture: "amd64"},
+		"Linux/ARM64":     {OS: "linux", Architecture: "arm64"},
+		"linux/arm/v7":    {OS: "linux", Architecture: "arm", Variant: "v7"},
+		"linux/amd64/v3":  {OS: "linux", Architecture: "amd64", Variant: "v3"},
+		"linux/mips64le":  {OS: "linux", Architecture: "mips64le"},
+		"windows/amd64":   {OS: "windows", Architecture: "amd64"},
+		"linux/arm64/v10": {OS: "linux", Architecture: "arm64", Variant: "v10"},
+	} {
+		if got, err := fetch.ParsePlatform(s); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q is %+v, %v; want %+v", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"", "linux", "arm64", "/", "/arm64", "linux/", "linux//v7", "linux/arm/", "linux/arm/v7/x", "linux/*", "linux/a b", "windows(10.0.17763)/amd64", "linux(+x)/amd64", "linux/amd64\n"} {
+		if p, err := fetch.ParsePlatform(s); !errors.Is(err, errdefs.ErrInvalid) {
+			t.Errorf("%q is %+v, %v; want ErrInvalid", s, p, err)
+		}
 	}
 }
 
