@@ -83,6 +83,18 @@ func CgroupsBelow(cgroup string) ([]string, error) {
 	return below, nil
 }
 
+// cgroupOwner is whose mark a cgroup directory or the nearest one above it has: gantry's
+// pods and monitors have that of their run directory.
+func cgroupOwner(dir string) string {
+	for ; len(dir) > 1; dir = filepath.Dir(dir) {
+		mark := make([]byte, 4096)
+		if n, err := syscall.Getxattr(dir, "trusted.gantry", mark); err == nil {
+			return string(mark[:n])
+		}
+	}
+	return ""
+}
+
 // cgroupProcs lists the processes in a cgroup directory and below.
 func cgroupProcs(dir string) []int {
 	var pids []int

@@ -67,6 +67,11 @@ func TestLeaks(t *testing.T) {
 	if err := syscall.Mount("none", mount, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
+	copied := exec.Command("unshare", "--mount", "sleep", "1000")
+	if err := copied.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = copied.Process.Kill(), copied.Wait() })
 	sleep := StartProcess(t, dir, "sleep", []string{"sh", "-c", "sleep 1000 # " + mount + "/x"})
 	t.Cleanup(func() { sleep.Kill(t) })
 	hs, err := hierarchies()
@@ -77,15 +82,32 @@ func TestLeaks(t *testing.T) {
 	if err := os.Mkdir(cgroup, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	for name, owner := range map[string]string{"ours": dir + "/run/pods", "theirs": dir + "else/run/pods"} {
+		marked := filepath.Join(hs[0].mount, "leak-"+name+"-"+filepath.Base(dir))
+		if err := os.MkdirAll(filepath.Join(marked, "c"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = removeCgroup(marked) })
+		if err := syscall.Setxattr(marked, "trusted.gantry", []byte(owner), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 	after, err := TakeSnapshot(scope)
 	if err != nil {
 		t.Fatal(err)
 	}
 	found := after.Since(before)
+	if ours, theirs := "leak-ours-"+filepath.Base(dir)+"/c", "leak-theirs-"+filepath.Base(dir); !strings.Contains(strings.Join(found, "\n"), ours) ||
+		strings.Contains(strings.Join(found, "\n"), theirs) {
+		t.Errorf("%s is to be among %q, and %s not", ours, found, theirs)
+	}
 	for _, want := range []string{"mount " + mount, "process ", "cgroup " + cgroup} {
 		if !slices.ContainsFunc(found, func(s string) bool { return strings.HasPrefix(s, want) }) {
 			t.Errorf("%q is not among %q", want, found)
 		}
+	}
+	if pid := fmt.Sprintf("process %d:", copied.Process.Pid); strings.Contains(strings.Join(found, "\n"), pid) {
+		t.Errorf("a process that only has a copy of the mounts is among %q", found)
 	}
 	after.clear(before)
 	<-sleep.Exited()

@@ -25,6 +25,7 @@ type LeakScope struct {
 
 // Snapshot is what there was outside the file system at one moment.
 type Snapshot struct {
+	scope     LeakScope
 	mounts    set // mount points, pinned namespaces among them
 	links     set
 	processes set // "pid: command line"
@@ -36,7 +37,7 @@ const leakGrace = 10 * time.Second
 
 // TakeSnapshot looks at the machine.
 func TakeSnapshot(scope LeakScope) (Snapshot, error) {
-	s := Snapshot{mounts: set{}, links: set{}, processes: set{}}
+	s := Snapshot{scope: scope, mounts: set{}, links: set{}, processes: set{}}
 	for _, dir := range scope.Dirs {
 		mounts, err := MountsBelow(dir)
 		if err != nil {
@@ -72,10 +73,11 @@ func (s *Snapshot) readProcesses(scope LeakScope) error {
 	if err != nil {
 		return err
 	}
-	mountNS, err := os.Readlink("/proc/self/ns/mnt")
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
 	}
+	root := rootMount(string(mounts))
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || pid == os.Getpid() {
@@ -87,8 +89,9 @@ func (s *Snapshot) readProcesses(scope LeakScope) error {
 			continue // it has ended
 		}
 		evidence := string(cmdline)
-		if ns, err := os.Readlink(filepath.Join(proc, "ns", "mnt")); err == nil && ns != mountNS {
-			mounts, _ := os.ReadFile(filepath.Join(proc, "mountinfo"))
+		// One with a copy of our mounts sees those of all pods, and is none of them.
+		mounts, _ := os.ReadFile(filepath.Join(proc, "mountinfo"))
+		if rootMount(string(mounts)) != root {
 			evidence += string(mounts)
 		}
 		if slices.ContainsFunc(scope.Dirs, func(d string) bool { return strings.Contains(evidence, d+"/") }) {
@@ -98,9 +101,21 @@ func (s *Snapshot) readProcesses(scope LeakScope) error {
 	return nil
 }
 
+// rootMount is the device and the directory in it that the mounts of a process have at
+// their root; empty if it has ended.
+func rootMount(mountinfo string) string {
+	for line := range strings.Lines(mountinfo) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == "/" {
+			return f[2] + " " + f[3]
+		}
+	}
+	return ""
+}
+
 // Since lists what is there now and was not there at before. Cgroups count when
-// no process is in them, or one of the scope: others are somebody else's. Those
-// below one of MakeCgroup's are that one's business.
+// no process is in them, or one of the scope: others are somebody else's, and so are
+// those that gantry marked as another's. Those below one of MakeCgroup's are that one's
+// business.
 func (s Snapshot) Since(before Snapshot) []string {
 	var found []string
 	add := func(kind string, now, then set) {
@@ -121,6 +136,9 @@ func (s Snapshot) ownCgroups() set {
 	own := set{}
 	for dir := range s.cgroups {
 		if strings.Contains(dir, "/"+namePrefix) || strings.Contains(dir, "/"+slicePrefix) {
+			continue
+		}
+		if owner := cgroupOwner(dir); owner != "" && !slices.ContainsFunc(s.scope.Dirs, func(d string) bool { return strings.HasPrefix(owner, d+"/") }) {
 			continue
 		}
 		pids := cgroupProcs(dir)
