@@ -197,19 +197,25 @@ func makeVolume(path string, v translate.EmptyVolume) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return err
 	}
-	if err := os.Mkdir(path, 0o700); errors.Is(err, fs.ErrExist) {
-		return nil
-	} else if err != nil {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// Under another name first, so that a volume that exists is one with its attributes.
+	fresh := path + ".new"
+	if err := os.Mkdir(fresh, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	var mode uint32
 	if _, err := fmt.Sscanf(v.Mode, "%o", &mode); err != nil {
 		return fmt.Errorf("mode %q: %w", v.Mode, err)
 	}
-	if err := os.Chown(path, v.UID, v.GID); err != nil {
+	if err := os.Chown(fresh, v.UID, v.GID); err != nil {
 		return err
 	}
-	return os.Chmod(path, os.FileMode(mode&0o777)|sticky(mode))
+	if err := os.Chmod(fresh, os.FileMode(mode&0o777)|sticky(mode)); err != nil {
+		return err
+	}
+	return os.Rename(fresh, path)
 }
 
 // sticky translates the bits above the permissions, which Go keeps elsewhere.
