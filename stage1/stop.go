@@ -231,16 +231,32 @@ func (r *Runner) sweepPod(ctx context.Context, u manifest.UUID) error {
 		return nil
 	}
 	return r.sweepFree(ctx, u, func(d *pod.Dir) error {
-		if len(p.Record.Apps) > 0 {
+		// Looked at again under the lock: a start may have ended meanwhile.
+		if p, err = r.pods.Load(u); err != nil || !r.wantsSweep(p) {
+			return err
+		}
+		switch {
+		case d.Place() == pod.InPrepared:
+			return r.forgetStart(ctx, d)
+		case len(p.Record.Apps) > 0:
 			return r.settle(ctx, d)
 		}
 		return r.undo(ctx, d, nil)
 	})
 }
 
-// sweepFree deletes a pod that lies in garbage, and does inRun with one in run. One
-// that somebody holds, or that is gone, is left alone.
-func (r *Runner) sweepFree(ctx context.Context, u manifest.UUID, inRun func(*pod.Dir) error) (err error) {
+// forgetStart takes from a prepared pod what a start left that was cut short before
+// the move to run or after the way back.
+func (r *Runner) forgetStart(ctx context.Context, d *pod.Dir) error {
+	if err := r.undo(ctx, d, nil); err != nil {
+		return err
+	}
+	return d.RemoveRunDir()
+}
+
+// sweepFree deletes a pod that lies in garbage, and does live with one in prepared or
+// in run. One that somebody holds, or that is gone, is left alone.
+func (r *Runner) sweepFree(ctx context.Context, u manifest.UUID, live func(*pod.Dir) error) (err error) {
 	d, err := r.pods.TryLock(u)
 	if errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrNotFound) {
 		return nil
@@ -250,8 +266,8 @@ func (r *Runner) sweepFree(ctx context.Context, u manifest.UUID, inRun func(*pod
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
 	switch d.Place() {
-	case pod.InRun:
-		return inRun(d)
+	case pod.InPrepared, pod.InRun:
+		return live(d)
 	case pod.InExitedGarbage, pod.InGarbage:
 		return r.delete(ctx, d)
 	}
@@ -266,8 +282,8 @@ func (r *Runner) sweepUnreadable(ctx context.Context, u manifest.UUID, cause err
 		cause = nil // gone, or never committed
 	}
 	return r.sweepFree(ctx, u, func(d *pod.Dir) error {
-		if d.Record().UUID != "" {
-			return nil // written meanwhile
+		if d.Record().UUID != "" || d.Place() != pod.InRun {
+			return nil // written meanwhile, or stage0's
 		}
 		if _, err := os.Stat(d.RunPath()); !errors.Is(err, os.ErrNotExist) {
 			return cause // of this boot: it may run
@@ -284,6 +300,8 @@ func (r *Runner) wantsSweep(p *pod.Pod) bool {
 	switch p.Place {
 	case pod.InExitedGarbage, pod.InGarbage:
 		return true
+	case pod.InPrepared:
+		return r.begun(p.Record.UUID)
 	case pod.InRun:
 	default:
 		return false
@@ -299,6 +317,13 @@ func (r *Runner) wantsSweep(p *pod.Pod) bool {
 		}
 	}
 	return false
+}
+
+// begun says that a prepared pod has what only a start makes.
+func (r *Runner) begun(u manifest.UUID) bool {
+	claims, err := r.pods.Claims(u)
+	_, serr := os.Lstat(r.pods.RunPath(u))
+	return claims || err != nil || serr == nil
 }
 
 func waitEnd(ctx context.Context, p pod.Process) bool { return proc.Wait(ctx, p) == nil }
