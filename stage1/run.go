@@ -40,7 +40,8 @@ func (r *Runner) Run(ctx context.Context, u manifest.UUID) error {
 // Everything is checked before anything is made, and what will be made is written
 // down before. A start that fails is undone. Through CRI it then counts: the
 // container has ended, with exit code 128 and reason StartError. On the command line the
-// pod goes back to prepared if no process of it ever ran.
+// pod goes back to prepared if no process of it ever ran. A Stop of the same runner
+// ends it, as a failure.
 //
 // ErrState says that the pod is not prepared, ErrNotFound that there is none.
 func (r *Runner) RunWith(ctx context.Context, u manifest.UUID, opts Options) (err error) {
@@ -54,6 +55,9 @@ func (r *Runner) RunWith(ctx context.Context, u manifest.UUID, opts Options) (er
 	if d.Place() != pod.InPrepared {
 		return fmt.Errorf("pod %s is not prepared: %w", u, errdefs.ErrState)
 	}
+	ctx, cut := context.WithCancelCause(ctx)
+	r.starts.Store(u, cut)
+	defer r.starts.Delete(u)
 	p, err := r.plan(ctx, d, opts)
 	if err != nil {
 		return fmt.Errorf("run pod %s: %w", u, errors.Join(err, r.refuse(d, err)))
@@ -63,10 +67,16 @@ func (r *Runner) RunWith(ctx context.Context, u manifest.UUID, opts Options) (er
 		return fmt.Errorf("run pod %s: %w", u, errors.Join(err, r.fail(ctx, d, err)))
 	}
 	if err := r.start(ctx, d, p); err != nil {
+		if errors.Is(context.Cause(ctx), errStopped) {
+			err = fmt.Errorf("%w: %w", errStopped, err)
+		}
 		return fmt.Errorf("run pod %s: %w", u, errors.Join(err, r.fail(ctx, d, err)))
 	}
 	return nil
 }
+
+// errStopped is why a start that was in the way of a stop has failed.
+var errStopped = errors.New("stopped before it had started")
 
 // accept is the point of no return of a start: from here on it is undone by its
 // intents alone.

@@ -68,6 +68,8 @@ type Runner struct {
 
 	mu       sync.Mutex // guards runtimes
 	runtimes map[string]*ociruntime.Client
+
+	starts sync.Map // manifest.UUID → context.CancelCauseFunc: the starts in flight
 }
 
 // Deadlines of the steps that a stop or an undo takes, none of which waits for

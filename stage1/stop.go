@@ -39,6 +39,9 @@ func (r *Runner) Stop(ctx context.Context, u manifest.UUID, grace time.Duration)
 		return nil
 	}
 	failpoint.Hit(failpoint.StopBegun)
+	if cut, ok := r.starts.Load(u); ok {
+		cut.(context.CancelCauseFunc)(errStopped) //nolint:forcetypeassert // nothing else is stored
+	}
 	if err := r.pods.ClearReady(u); err != nil {
 		return fmt.Errorf("stop pod %s: %w", u, err)
 	}
@@ -115,8 +118,8 @@ func waitFor(ctx context.Context, p pod.Process, most time.Duration) (dead bool,
 }
 
 // finish writes the exit records of a pod whose processes are dead and undoes
-// what it held. A start that still holds the lock is waited for, because its own
-// steps have deadlines.
+// what it held. A start that still holds the lock is waited for: Stop has ended ours,
+// and the steps of another process's have deadlines.
 func (r *Runner) finish(ctx context.Context, u manifest.UUID) (err error) {
 	ctx = context.WithoutCancel(ctx)
 	lctx, cancel := context.WithTimeout(ctx, lockTimeout)
