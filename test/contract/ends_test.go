@@ -130,26 +130,6 @@ func TestGrandchild(t *testing.T) {
 	n.exited(t, id, 7, "Error")
 }
 
-// TestHangs stops pods while what the stop would need hangs.
-func TestHangs(t *testing.T) {
-	t.Run("monitor", func(t *testing.T) {
-		n := newNode(t)
-		id := n.sandbox(t, "monitor").start(t, "c", forever)
-		send(t, n.processes(t, id).Monitor.PID, syscall.SIGSTOP)
-		within(t, 20*time.Second, func() { n.stopID(t, id, 1) })
-		n.exited(t, id, 255, "Unknown")
-	})
-	t.Run("init", func(t *testing.T) {
-		n := newNode(t)
-		id := n.sandbox(t, "init").start(t, "c", forever)
-		send(t, n.processes(t, id).Init.PID, syscall.SIGSTOP)
-		within(t, 10*time.Second, func() { n.stopID(t, id, 1) })
-		n.exited(t, id, 137, "Error")
-	})
-	t.Run("runtime", hungRuntime)
-	t.Run("plugin", hungPlugin)
-}
-
 // ociRuntime is one that works on every node: crun refuses some cgroup hierarchies.
 func ociRuntime(t *testing.T) string {
 	t.Helper()
@@ -160,19 +140,8 @@ func ociRuntime(t *testing.T) string {
 	return path
 }
 
-func hungRuntime(t *testing.T) {
-	hang := newHang(t, ociRuntime(t), `case " $* " in *" delete "*|*" state "*|*" kill "*) true;; *) false;; esac`)
-	n := newNode(t, config(t, "runtime: "+hang.program)...)
-	b := n.sandbox(t, "runtime")
-	id := b.start(t, "c", forever)
-	hang.set(t, true)
-	within(t, 30*time.Second, func() { n.stopID(t, id, 1) })
-	n.exited(t, id, 137, "Error")
-	hang.set(t, false)
-	b.stop(t)
-}
-
-func hungPlugin(t *testing.T) {
+// TestPluginHangs stops a pod whose network is not given back. TestStruck has what else hangs.
+func TestPluginHangs(t *testing.T) {
 	hang := newHang(t, filepath.Join(harness.CNIBinDir, "portmap"), `[ "$CNI_COMMAND" = DEL ]`)
 	n := newNode(t, "--cni-bin-dir", filepath.Dir(hang.program))
 	conf := filepath.Join(n.Network.ConfDir, "10-gantry.conflist")

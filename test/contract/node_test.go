@@ -3,6 +3,7 @@ package contract
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,6 +20,16 @@ import (
 
 // patience is how long things may take that take a moment.
 const patience = 20 * time.Second
+
+// TestMain lets more pods be struck at a time than there are processors, unless -parallel
+// says how many: their tests wait more than they work.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run()) // which reads the command line
+}
 
 // callTimeout is the deadline of every call: what a kubelet waits.
 const callTimeout = 2 * time.Minute
