@@ -74,15 +74,15 @@ func (s *Store) ExtractACI(ctx context.Context, src ACISource) (*Pending, ACI, e
 }
 
 func (s *Store) extractACI(ctx context.Context, src ACISource) (*Pending, ACI, error) {
-	path, lock, err := s.newEntry(ctx)
+	p, err := s.newEntry(ctx)
 	if err != nil {
 		return nil, ACI{}, err
 	}
-	p := &Pending{path: path, lock: lock}
 	var a ACI
 	limits := s.Limits.withDefaults()
-	w, err := newWriter(path, limits)
+	w, err := newWriter(p.path, limits)
 	if err == nil {
+		w.seen = s.written.add
 		err = w.recorded(func() (err error) {
 			a, err = streamACI(ctx, src, w, limits.length(src.Size))
 			return err
@@ -94,9 +94,10 @@ func (s *Store) extractACI(ctx context.Context, src ACISource) (*Pending, ACI, e
 		failpoint.Hit(failpoint.TreeExtracted)
 		p.meta.DiffID, p.meta.ACI, p.meta.TarSplit = ACIKey(a.Digest), a.Digest, true
 		p.name = Name(p.meta.DiffID)
-		err = writeMeta(path, p.meta)
+		err = writeMeta(p.path, p.meta)
 	}
 	if err != nil {
+		s.written.wait()
 		return nil, ACI{}, errors.Join(err, p.Discard())
 	}
 	failpoint.Hit(failpoint.TreeDescribed)

@@ -39,14 +39,15 @@ func (s *Store) extract(ctx context.Context, l Layer, blob io.Reader) (*Pending,
 	if err := validate(l); err != nil {
 		return nil, err
 	}
-	path, lock, err := s.newEntry(ctx)
+	p, err := s.newEntry(ctx)
 	if err != nil {
 		return nil, err
 	}
-	p := &Pending{name: Name(l.DiffID), path: path, lock: lock}
+	p.name = Name(l.DiffID)
 	limits := s.Limits.withDefaults()
-	w, err := newWriter(path, limits)
+	w, err := newWriter(p.path, limits)
 	if err == nil {
+		w.seen = s.written.add
 		err = w.recorded(func() error {
 			return stream(ctx, l, flow{blob: blob, open: open, writer: w, length: limits.length(l.Size)})
 		})
@@ -56,9 +57,10 @@ func (s *Store) extract(ctx context.Context, l Layer, blob io.Reader) (*Pending,
 	if err == nil {
 		failpoint.Hit(failpoint.TreeExtracted)
 		p.meta.DiffID, p.meta.TarSplit = l.DiffID, true
-		err = writeMeta(path, p.meta)
+		err = writeMeta(p.path, p.meta)
 	}
 	if err != nil {
+		s.written.wait()
 		return nil, errors.Join(err, p.Discard())
 	}
 	failpoint.Hit(failpoint.TreeDescribed)

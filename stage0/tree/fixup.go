@@ -250,15 +250,14 @@ func (st stack) merge(p string, layers []int) (mergedDir, bool, error) {
 
 // writeFixup makes the tree; sources holds the parent of each directory.
 func (s *Store) writeFixup(ctx context.Context, chainID digest.Digest, sources map[string]string) (*Pending, error) {
-	tmp, lock, err := s.newEntry(ctx)
+	p, err := s.newEntry(ctx)
 	if err != nil {
 		return nil, err
 	}
-	p := &Pending{name: fixupName(chainID), path: tmp, lock: lock}
-	p.meta = Meta{Schema: format.Tree.Current, DiffID: chainID, Fixup: true}
-	err = fixupDirs(&p.meta, filepath.Join(tmp, rootfsName), sources)
+	p.name, p.meta = fixupName(chainID), Meta{Schema: format.Tree.Current, DiffID: chainID, Fixup: true}
+	err = fixupDirs(&p.meta, filepath.Join(p.path, rootfsName), sources)
 	if err == nil {
-		err = writeMeta(tmp, p.meta)
+		err = writeMeta(p.path, p.meta)
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.Discard())

@@ -20,11 +20,11 @@ import (
 // before. id is a digest of all that they are made of, such that no layer can have
 // it as its diff ID. On an error nothing remains on disk.
 func (s *Store) Make(ctx context.Context, id digest.Digest, fill func(rootfs string) error) (*Pending, error) {
-	path, lock, err := s.newEntry(ctx)
+	p, err := s.newEntry(ctx)
 	if err != nil {
 		return nil, err
 	}
-	p := &Pending{name: Name(id), path: path, lock: lock, meta: Meta{Schema: format.Tree.Current, DiffID: id}}
+	p.name, p.meta = Name(id), Meta{Schema: format.Tree.Current, DiffID: id}
 	if err := p.fill(ctx, fill); err != nil {
 		return nil, errors.Join(fmt.Errorf("make tree: %w", durable.NoSpace(err)), p.Discard())
 	}

@@ -23,10 +23,11 @@ const tmpPrefix = "tree-"
 // its entry in tmp/ until Commit or Discard; a process that dies drops it, and
 // Sweep finds the rest.
 type Pending struct {
-	name string
-	meta Meta
-	path string   // tmp/tree-…
-	lock *os.File // nil: committed or discarded
+	name  string
+	meta  Meta
+	path  string   // tmp/tree-…
+	lock  *os.File // nil: committed or discarded
+	began int64    // counted by the store: more than that of every Pending that had its lock before
 }
 
 // Name returns the name under trees/ that Commit gives the tree.
@@ -58,7 +59,12 @@ func (s *Store) Commit(ctx context.Context, ps ...*Pending) error {
 	if len(ps) == 0 {
 		return nil
 	}
-	if err := s.sync.run(ctx); err != nil {
+	err := s.sync.run(ctx)
+	s.written.wait()
+	if err == nil {
+		err = checkWritten(ps)
+	}
+	if err != nil {
 		return fmt.Errorf("commit trees: %w", durable.NoSpace(err))
 	}
 	failpoint.Hit(failpoint.TreesSynced)
@@ -72,6 +78,26 @@ func (s *Store) Commit(ctx context.Context, ps ...*Pending) error {
 		return fmt.Errorf("commit trees: %w", err)
 	}
 	failpoint.Hit(failpoint.TreesCommitted)
+	return nil
+}
+
+// checkWritten reports what could not be written since the trees were begun. The kernel
+// tells of a failed write once: whoever else syncs the file system, our writeback among
+// them, may have been told in our place. Each open file is told of what came after it
+// was opened, and the oldest lock was before all of the files were made.
+func checkWritten(ps []*Pending) error {
+	var oldest *Pending
+	for _, p := range ps {
+		if p.lock != nil && (oldest == nil || p.began < oldest.began) {
+			oldest = p
+		}
+	}
+	if oldest == nil {
+		return nil
+	}
+	if err := unix.Syncfs(int(oldest.lock.Fd())); err != nil {
+		return fmt.Errorf("%s: %w", oldest.path, os.NewSyscallError("syncfs", err))
+	}
 	return nil
 }
 
@@ -104,13 +130,13 @@ func (s *Store) publish(p *Pending) error {
 	return err
 }
 
-// newEntry makes a fresh entry in tmp/ with an empty rootfs/ and returns its
-// path and its lock.
-func (s *Store) newEntry(ctx context.Context) (string, *os.File, error) {
+// newEntry makes a fresh entry in tmp/ with an empty rootfs/, and locks it. What it
+// returns has no name and no record yet.
+func (s *Store) newEntry(ctx context.Context) (*Pending, error) {
 	for {
 		path, err := os.MkdirTemp(s.tmp, tmpPrefix)
 		if err != nil {
-			return "", nil, fmt.Errorf("make tree: %w", durable.NoSpace(err))
+			return nil, fmt.Errorf("make tree: %w", durable.NoSpace(err))
 		}
 		failpoint.Hit(failpoint.TreeEntryMade)
 		lock, err := durable.Lock(ctx, path, durable.Exclusive)
@@ -118,13 +144,13 @@ func (s *Store) newEntry(ctx context.Context) (string, *os.File, error) {
 			continue // a sweep came between
 		}
 		if err != nil {
-			return "", nil, errors.Join(fmt.Errorf("make tree: %w", err), os.Remove(path))
+			return nil, errors.Join(fmt.Errorf("make tree: %w", err), os.Remove(path))
 		}
 		if err := os.Mkdir(filepath.Join(path, rootfsName), 0o755); err != nil {
-			return "", nil, errors.Join(fmt.Errorf("make tree: %w", durable.NoSpace(err)), os.RemoveAll(path), lock.Close())
+			return nil, errors.Join(fmt.Errorf("make tree: %w", durable.NoSpace(err)), os.RemoveAll(path), lock.Close())
 		}
 		failpoint.Hit(failpoint.TreeEntryLocked)
-		return path, lock, nil
+		return &Pending{path: path, lock: lock, began: s.begun.Add(1)}, nil
 	}
 }
 

@@ -77,13 +77,14 @@ func (s *Store) rebuild(ctx context.Context, name string) (*Rebuilt, error) {
 		return nil, err
 	}
 	defer b.close()
-	path, lock, err := s.newEntry(ctx)
+	p, err := s.newEntry(ctx)
 	if err != nil {
 		return nil, err
 	}
-	r := &Rebuilt{Root: filepath.Join(path, rootfsName), pending: &Pending{name: name, path: path, lock: lock}}
+	p.name = name
+	r := &Rebuilt{Root: filepath.Join(p.path, rootfsName), pending: p}
 	// What was extracted was within the limits of that time.
-	w, err := newWriter(path, Limits{Entries: math.MaxInt64, Bytes: math.MaxInt64, PathLength: math.MaxInt, NameLength: math.MaxInt, Depth: math.MaxInt})
+	w, err := newWriter(p.path, Limits{Entries: math.MaxInt64, Bytes: math.MaxInt64, PathLength: math.MaxInt, NameLength: math.MaxInt, Depth: math.MaxInt})
 	if err == nil {
 		err = errors.Join(r.assemble(ctx, b, w, m), w.close())
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -41,6 +42,8 @@ type Store struct {
 	trees    string         // absolute path of trees/
 	tmp      string         // absolute path of tmp/
 	sync     syncer         // shares one syncfs between commits
+	written  writeback      // of extractions
+	begun    atomic.Int64   // entries of tmp
 	readOnly []readonly.Dir // looked in first, never written
 }
 
@@ -57,7 +60,7 @@ func Open(dir string, readOnly ...readonly.Dir) (*Store, error) {
 			return nil, fmt.Errorf("open tree store: %w", durable.NoSpace(err))
 		}
 	}
-	s.sync.path = s.trees
+	s.sync.path, s.written.path = s.trees, s.trees
 	return s, nil
 }
 

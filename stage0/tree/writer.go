@@ -41,6 +41,7 @@ type writer struct {
 	limits Limits
 	// take writes one entry: what kind of archive it is decides.
 	take func(ctx context.Context, h *tar.Header, content io.Reader) error
+	seen func(n int) // nil, or told of the bytes of the archive as they are read
 	// literal says that names are names: no entry is a whiteout or an opaque mark.
 	literal bool
 	split   *splitter // nil: no record is written, and files are made without content
@@ -89,7 +90,7 @@ func (w *writer) meta() Meta {
 
 // layer writes all entries of the archive and reads it to its very end.
 func (w *writer) layer(ctx context.Context, in *ringReader) error {
-	counted := &countReader{r: in}
+	counted := &countReader{r: in, seen: w.seen}
 	var tar io.Reader = counted
 	drain := counted.drain
 	if s := w.split; s != nil {
@@ -348,13 +349,17 @@ func (w *writer) sealDirectory(d *dir) error {
 
 // countReader counts what is read, and drains its source.
 type countReader struct {
-	r *ringReader
-	n int64
+	r    *ringReader
+	n    int64
+	seen func(n int) // may be nil
 }
 
 func (c *countReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
+	if c.seen != nil {
+		c.seen(n)
+	}
 	return n, err
 }
 

@@ -1,0 +1,105 @@
+package tree_test
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/disktest"
+	"github.com/gantry-cri/gantry/stage0/tree"
+)
+
+// TestCommitSeesFailedWrites holds that a file that could not be written to disk fails
+// the commit, also when another process has synced the file system meanwhile: it was
+// told, and who opens the file system later is not.
+func TestCommitSeesFailedWrites(t *testing.T) {
+	s, err := tree.Open(failingDisk(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pend(t, s, file("a", string(bytes.Repeat([]byte("x"), 32<<20))))
+	defer func() {
+		if err := p.Discard(); err != nil {
+			t.Logf("on a disk that fails: %v", err)
+		}
+	}()
+	out, err := exec.Command("sync", "-f", s.Dir()).CombinedOutput()
+	if err == nil {
+		t.Fatal("the disk does not fail")
+	}
+	t.Logf("another is told: %s", out)
+	if err := exec.Command("sync", "-f", s.Dir()).Run(); err != nil {
+		t.Fatalf("who asks again is told once more, and would be by itself: %v", err)
+	}
+	if err := s.Commit(t.Context(), p); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("Commit = %v", err)
+	}
+	if names, err := s.List(); err != nil || len(names) != 0 {
+		t.Errorf("List = %q, %v", names, err)
+	}
+}
+
+// TestWriteback holds that much of a big layer is on disk before it is committed.
+func TestWriteback(t *testing.T) {
+	disk := disktest.New(t, "ext4 -q")
+	s, err := tree.Open(disk.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := make([]byte, 80<<20)
+	rand.NewChaCha8([32]byte{}).Read(content)
+	before := disktest.DU(t, "--block-size=1", disk.Image())
+	p := pend(t, s, file("a", string(content)))
+	var written int64
+	for range 200 { // the kernel by itself waits for half a minute
+		if written = disktest.DU(t, "--block-size=1", disk.Image()) - before; written >= 32<<20 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if written < 32<<20 {
+		t.Errorf("%d bytes of %d are on disk", written, len(content))
+	}
+	if err := s.Commit(t.Context(), p); err != nil {
+		t.Error(err)
+	}
+}
+
+// failingDisk is a file system on a disk that takes 16 MiB of what it has said.
+func failingDisk(t *testing.T) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	memory, dir := t.TempDir(), t.TempDir()
+	if err := unix.Mount("disk", memory, "tmpfs", 0, "size=16m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unmount(t, memory) })
+	image := filepath.Join(memory, "image")
+	for _, args := range [][]string{
+		{"truncate", "-s", "200M", image},
+		{"mkfs.ext4", "-q", "-J", "size=4", image},
+		{"mount", "-o", "loop", image, dir},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", args, err, out)
+		}
+	}
+	t.Cleanup(func() { unmount(t, dir) })
+	return dir
+}
+
+func unmount(t *testing.T, dir string) {
+	t.Helper()
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Errorf("unmount %s: %v, then %v", dir, err, unix.Unmount(dir, unix.MNT_DETACH))
+	}
+}
