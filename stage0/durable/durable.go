@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
@@ -76,6 +77,16 @@ func SyncDir(path string) error {
 		return fmt.Errorf("sync: %w", NoSpace(err))
 	}
 	return nil
+}
+
+// SyncDirs is SyncDir for several, at once: a journal writes what waits together in
+// one go.
+func SyncDirs(paths ...string) error {
+	var g errgroup.Group
+	for _, path := range paths {
+		g.Go(func() error { return SyncDir(path) })
+	}
+	return g.Wait()
 }
 
 // SyncFS makes all durable that was written to the file system of a directory.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/appc/spec/schema"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
@@ -60,19 +61,12 @@ func (d *Dir) Commit(pm *schema.PodManifest) error {
 	if survival == durable.PowerCut {
 		survival = durable.Flush // the directory is synced once for both files
 	}
-	if err := durable.WriteFile(d.Path(manifestFile), raw, fileMode, survival); err != nil {
+	if err := d.writeFiles(raw, survival); err != nil {
 		return err
 	}
-	failpoint.Hit(failpoint.ManifestWritten)
-	if err := writeJSON(d.Path(recordFile), d.record, survival); err != nil {
-		return err
-	}
-	failpoint.Hit(failpoint.RecordWritten)
 	if survival == durable.Flush {
-		for _, dir := range []string{d.Path(), filepath.Join(d.pods.dir, byID)} {
-			if err := durable.SyncDir(dir); err != nil {
-				return err
-			}
+		if err := durable.SyncDirs(d.Path(), filepath.Join(d.pods.dir, byID)); err != nil {
+			return err
 		}
 	}
 	failpoint.Hit(failpoint.PodSynced)
@@ -81,6 +75,26 @@ func (d *Dir) Commit(pm *schema.PodManifest) error {
 	}
 	failpoint.Hit(failpoint.PodPrepared)
 	return nil
+}
+
+// writeFiles writes manifest and record, both at once: a journal flushes them together.
+func (d *Dir) writeFiles(rawManifest []byte, survival durable.Survival) error {
+	var g errgroup.Group
+	g.Go(func() error {
+		err := durable.WriteFile(d.Path(manifestFile), rawManifest, fileMode, survival)
+		if err == nil {
+			failpoint.Hit(failpoint.ManifestWritten)
+		}
+		return err
+	})
+	g.Go(func() error {
+		err := writeJSON(d.Path(recordFile), d.record, survival)
+		if err == nil {
+			failpoint.Hit(failpoint.RecordWritten)
+		}
+		return err
+	})
+	return g.Wait()
 }
 
 // Discard deletes a pod that was not committed, and gives the lock back.

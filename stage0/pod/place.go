@@ -76,7 +76,8 @@ func (p *Pods) InPlace(pl Place) ([]manifest.UUID, error) {
 }
 
 // MoveTo renames the pod's link, which is the whole transition. The pods of the
-// command line outlive a boot, so for them both ends of the rename are synced.
+// command line outlive a boot, so for them both ends of the rename are synced; what
+// begins in prepare need not outlive anything.
 func (d *Dir) MoveTo(to Place) error {
 	if d.place == to {
 		return nil
@@ -91,14 +92,13 @@ func (d *Dir) MoveTo(to Place) error {
 	hit(to)
 	from := d.place
 	d.place = to
-	if d.record.Owner == OwnerCRI {
+	switch {
+	case d.record.Owner == OwnerCRI, to == InPrepare:
 		return nil
+	case from == Nowhere:
+		return durable.SyncDir(d.pods.PlaceDir(to))
 	}
-	err := durable.SyncDir(d.pods.PlaceDir(to))
-	if from != Nowhere {
-		err = errors.Join(err, durable.SyncDir(d.pods.PlaceDir(from)))
-	}
-	return err
+	return durable.SyncDirs(d.pods.PlaceDir(to), d.pods.PlaceDir(from))
 }
 
 // hit tells that a link has been moved to a place.
