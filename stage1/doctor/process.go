@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage1/proc"
@@ -89,12 +90,15 @@ func processIDs() ([]int, error) {
 }
 
 // cgroupNames are the names that pods' and monitors' cgroups have with either driver.
-var cgroupNames = []*regexp.Regexp{
-	regexp.MustCompile("^/gantry/" + uuidPattern + "$"),
-	regexp.MustCompile("^/gantry-monitor/" + hexPattern + "$"),
-	regexp.MustCompile(`^/gantry\.slice/gantry-([0-9a-f]{32})\.slice$`),
-	regexp.MustCompile(`^/system\.slice/gantry-monitor-` + hexPattern + `\.scope$`),
-}
+// They are compiled when they are wanted: every start of the program would wait for it.
+var cgroupNames = sync.OnceValue(func() []*regexp.Regexp {
+	return []*regexp.Regexp{
+		regexp.MustCompile("^/gantry/" + uuidPattern + "$"),
+		regexp.MustCompile("^/gantry-monitor/" + hexPattern + "$"),
+		regexp.MustCompile(`^/gantry\.slice/gantry-([0-9a-f]{32})\.slice$`),
+		regexp.MustCompile(`^/system\.slice/gantry-monitor-` + hexPattern + `\.scope$`),
+	}
+})
 
 // groups are cgroups that bear a pod's name and our mark, and hold no process. Those
 // of ours are found as processes, and then the group is empty; others may be of a pod that
@@ -134,7 +138,7 @@ func (d *Doctor) owns(group string) (bool, error) {
 }
 
 func cgroupOf(path string) (Finding, bool) {
-	for _, r := range cgroupNames {
+	for _, r := range cgroupNames() {
 		m := r.FindStringSubmatch(path)
 		if m == nil {
 			continue

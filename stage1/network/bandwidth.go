@@ -6,6 +6,7 @@ import (
 	"math/big"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
@@ -43,7 +44,10 @@ func parseBandwidth(annotations map[string]string) (bandwidth, error) {
 }
 
 var (
-	quantity = regexp.MustCompile(`^\+?([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,2}|m|k|[KMGTPE]i|[MGTPE])?$`)
+	// Compiled when it is wanted: every start of the program would wait for it.
+	quantity = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^\+?([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,2}|m|k|[KMGTPE]i|[MGTPE])?$`)
+	})
 	suffixes = map[string]*big.Rat{
 		"": big.NewRat(1, 1), "m": big.NewRat(1, 1000), "k": pow(1000, 1),
 		"M": pow(1000, 2), "G": pow(1000, 3), "T": pow(1000, 4), "P": pow(1000, 5), "E": pow(1000, 6),
@@ -59,7 +63,7 @@ func pow(base, exp int64) *big.Rat {
 
 // rate reads a Kubernetes quantity ("10M", "1.5Gi", "1e6") between 1k and 1P bits a second, rounded up.
 func rate(s string) (uint64, error) {
-	m := quantity.FindStringSubmatch(s)
+	m := quantity().FindStringSubmatch(s)
 	if m == nil {
 		return 0, fmt.Errorf("%q is not a quantity: %w", s, errdefs.ErrInvalid)
 	}
