@@ -23,6 +23,7 @@ var rooms = map[string][]string{
 	"stage0":            {},
 	"stage1":            {"stage0/pod", "stage0/overlay", "stage0/tree", "stage0/manifest", "stage0/durable", "stage0/format", "translate"},
 	"hack":              {},
+	"hack/limit":        {"stage0/inflate"},
 	"stage0/errdefs":    {},
 	"stage0/failpoint":  {},
 	"stage0/format":     {"stage0/errdefs"},
