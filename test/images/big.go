@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/zstd"
 )
 
 // BigSpec says how large an image [Big] makes.
@@ -27,7 +28,7 @@ type BigSpec struct {
 	Seed   uint64
 }
 
-// Big is busybox below layers of many files, whose sizes vary as those of real
+// Big is busybox, compressed by gzip, below layers of many files, whose sizes vary as those of real
 // images do and whose contents are pieces of files in /usr, so that they
 // compress as real ones do. The layers are kept in dir, which must live as long
 // as the image is used. The same seed on the same machine gives the same image.
@@ -45,7 +46,7 @@ func Big(dir string, spec BigSpec, o Options) (v1.Image, error) {
 	}
 	sizes := pool.sizes(spec)
 	for i, part := range split(sizes, spec.Layers-1) {
-		layer, err := pool.layer(dir, i, part, o.Format.mediaTypes().layer)
+		layer, err := pool.layer(filepath.Join(dir, fmt.Sprintf("layer-%d", i)), fmt.Sprintf("opt/layer%d", i), part, o)
 		if err != nil {
 			return nil, fmt.Errorf("make layer %d: %w", i+1, err)
 		}
@@ -102,19 +103,33 @@ func (p *pool) sizes(spec BigSpec) []int64 {
 	return sizes
 }
 
-// layer writes one layer's archive and opens it as a layer.
-func (p *pool) layer(dir string, n int, sizes []int64, mt types.MediaType) (v1.Layer, error) {
-	path := filepath.Join(dir, fmt.Sprintf("layer-%d.tar.gz", n))
+// layer writes one layer's archive, with files below root, and opens it as a layer.
+func (p *pool) layer(path, root string, sizes []int64, o Options) (v1.Layer, error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return nil, err
 	}
-	z := gzip.NewWriter(f)
+	z, mt, err := o.compressor(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	w := tar.NewWriter(z)
-	if err := errors.Join(p.fill(w, fmt.Sprintf("opt/layer%d", n), sizes), w.Close(), z.Close(), f.Close()); err != nil {
+	if err := errors.Join(p.fill(w, root, sizes), w.Close(), z.Close(), f.Close()); err != nil {
 		return nil, err
 	}
 	return tarball.LayerFromFile(path, tarball.WithMediaType(mt))
+}
+
+// compressor opens what compresses a layer into f, and names the type of that layer.
+func (o Options) compressor(f io.Writer) (io.WriteCloser, types.MediaType, error) {
+	switch o.Compression {
+	case "", Gzip:
+		return gzip.NewWriter(f), o.Format.mediaTypes().layer, nil
+	case Zstd:
+		z, err := zstd.NewWriter(f, zstd.WithEncoderLevel(zstd.SpeedDefault))
+		return z, types.OCILayerZStd, err
+	}
+	return nil, "", fmt.Errorf("unknown compression %q", o.Compression)
 }
 
 // fill writes the files, fifty to a directory below root.

@@ -23,6 +23,15 @@ const (
 	Docker Format = "docker" // Docker schema 2
 )
 
+// Compression is how the layers of [Big] are compressed.
+type Compression string
+
+// The compressions. The zero Compression is Gzip.
+const (
+	Gzip Compression = "gzip" // as gzip -6
+	Zstd Compression = "zstd" // as zstd -3; OCI alone knows it
+)
+
 // mediaTypes are the types of one format.
 type mediaTypes struct {
 	index, manifest, config, layer, plainLayer types.MediaType
@@ -46,8 +55,9 @@ const Label = "dev.gantry.test"
 
 // Options vary how an image is written, not what runs in it.
 type Options struct {
-	Format Format
-	Unique string // goes into the configuration, so that its digest (the image id) is another one
+	Format      Format
+	Compression Compression // of [Big]
+	Unique      string      // goes into the configuration, so that its digest (the image id) is another one
 
 	platform v1.Platform // zero: this machine's
 }

@@ -282,12 +282,26 @@ func TestIndexPush(t *testing.T) {
 
 func TestBig(t *testing.T) {
 	needDebian(t, busyboxPath)
+	for compression, want := range map[Compression]types.MediaType{Gzip: types.OCILayer, Zstd: types.OCILayerZStd} {
+		t.Run(string(compression), func(t *testing.T) { checkBig(t, compression, want) })
+	}
+}
+
+// checkBig looks into an image whose topmost layer must be of type want.
+func checkBig(t *testing.T, compression Compression, want types.MediaType) {
 	spec := BigSpec{MB: 5, Files: 203, Layers: 4, Seed: 7}
-	img, err := Big(t.TempDir(), spec, Options{})
+	img, err := Big(t.TempDir(), spec, Options{Compression: compression})
 	if err != nil {
 		t.Fatal(err)
 	}
 	checkValid(t, img)
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := layers[len(layers)-1].MediaType(); got != want || err != nil {
+		t.Errorf("layer is of type %s, err %v; want %s", got, err, want)
+	}
 	headers := layerHeaders(t, img)
 	if len(headers) != spec.Layers {
 		t.Fatalf("%d layers, want %d", len(headers), spec.Layers)
