@@ -1,140 +1,75 @@
 package bench
 
 import (
-	"fmt"
-	"os"
+	"encoding/json"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strings"
-	"syscall"
 	"testing"
-	"time"
 
+	"github.com/gantry-cri/gantry/test/bench/result"
 	"github.com/gantry-cri/gantry/test/harness"
 	"github.com/gantry-cri/gantry/test/images"
 )
 
-// aciRounds is how often each case of an ACI is measured, on a fresh file system.
-const aciRounds = 5
-
-// process is what one run of a program took.
-type process struct {
-	wall, cpu time.Duration // wall with sync -f of the disk where it was asked for
-	rss       int64         // peak, bytes, and no less than that of this program, which forks
-}
-
-// runs are the processes of one row, by who ran.
-type runs map[string][]process
-
 // BenchmarkACI prepares a pod of an ACI of 494 MB with 18,000 files, beside tar -x of
-// it; both with sync -f of the file system. Its own time means nothing.
+// it, and copies its tree in place of stacking it, beside cp -a.
 func BenchmarkACI(b *testing.B) {
-	plain := filepath.Join(b.TempDir(), "big.aci")
+	version(b, "gantry", harness.Binary(b), "version")
+	version(b, "tar", "tar", "--version")
+	version(b, "cp", "cp", "--version")
+	dir := b.TempDir()
+	plain, zipped := filepath.Join(dir, "big.aci"), filepath.Join(dir, "big.gz.aci")
 	if err := images.BigACI(plain, images.BigSpec{MB: 480, Files: 18000, Seed: 1}); err != nil {
 		b.Fatal(err)
 	}
-	zipped := filepath.Join(b.TempDir(), "big.gz.aci")
-	if out, err := exec.Command("sh", "-c", `gzip -1 <"$0" >"$1"`, plain, zipped).CombinedOutput(); err != nil {
+	if out, err := exec.Command("sh", "-c", `gzip -6 <"$0" >"$1"`, plain, zipped).CombinedOutput(); err != nil {
 		b.Fatalf("gzip: %v: %s", err, out)
 	}
-	for _, c := range []struct{ name, file, untar string }{{"plain", plain, "-x"}, {"gzip -1", zipped, "-xz"}} {
-		info, err := os.Stat(c.file)
-		if err != nil {
-			b.Fatal(err)
-		}
-		cold := runs{}
-		for round := range aciRounds {
-			for _, who := range []string{"gantry", "tar"} {
-				b.Run(fmt.Sprintf("%s/%d/%s", c.name, round, who), func(b *testing.B) {
-					disk := harness.SmallDisk(b, diskMB)
-					read(b, c.file)
-					cold[who] = append(cold[who], timed(b, disk, unpacker(b, who, disk, c.file, c.untar)))
-				})
+	for _, c := range []struct{ name, file string }{{"aci", plain}, {"aci-gzip", zipped}} {
+		inTurn(b, c.name, []string{"gantry", "tar"}, func(b *testing.B, s result.Sample) {
+			d := freshDisk(b)
+			readAll(b, c.file)
+			if s.Who == "gantry" {
+				run(b, d, s, cli(b, d, nil).Command(b, "prepare", "--quiet", c.file))
+				return
 			}
-		}
-		printRuns(fmt.Sprintf("ACI of %d MB, %s: gantry prepare, and tar %s; sync -f", info.Size()/1e6, c.name, c.untar), cold, "gantry", "tar")
+			run(b, d, s, exec.Command("tar", "-xp", "--numeric-owner", "-C", d.path, "-f", c.file))
+		})
 	}
-	b.Run("warm", func(b *testing.B) { warmACI(b, plain) })
+	inTurn(b, "copy", []string{"gantry", "cp"}, func(b *testing.B, s result.Sample) { copyACI(b, s, plain) })
+	b.Run("prepare-warm-aci", func(b *testing.B) {
+		g := cli(b, freshDisk(b), nil)
+		g.CLI(b, "fetch", "--quiet", plain)
+		for round := range *rounds * warmRounds {
+			s := result.Sample{Case: "prepare-warm-aci", Who: "gantry", Round: round}
+			run(b, nil, s, g.Command(b, "prepare", "--quiet", plain))
+		}
+	})
 }
 
-// warmACI measures prepare of an ACI that is in the store, by its file and by its id.
-func warmACI(b *testing.B, file string) {
-	disk := harness.SmallDisk(b, diskMB)
-	timed(b, disk, unpacker(b, "gantry", disk, file, ""))
-	id, err := gantry(b, disk, "image", "list", "--format=json").Output()
-	if err != nil {
-		b.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(id), `"id": "`)
-	warm := runs{}
-	for range podRounds {
-		for who, image := range map[string]string{"by file": file, "by id": rest[:len("sha256:")+64]} {
-			warm[who] = append(warm[who], timed(b, "", gantry(b, disk, "prepare", "--quiet", image)))
-		}
-	}
-	printRuns("warm prepare of that ACI, a whole process", warm, "by file", "by id")
-}
-
-// unpacker is the program that is measured.
-func unpacker(b *testing.B, who, disk, file, untar string) *exec.Cmd {
+// copyACI copies the tree of an ACI that is in the store on the same file system.
+func copyACI(b *testing.B, s result.Sample, file string) {
 	b.Helper()
-	if who == "gantry" {
-		return gantry(b, disk, "prepare", "--quiet", file)
+	d := freshDisk(b)
+	g := cli(b, d, nil)
+	g.CLI(b, "fetch", "--quiet", file)
+	if s.Who == "gantry" {
+		run(b, d, s, g.Command(b, "prepare", "--quiet", "--no-overlay", imageID(b, g)))
+		return
 	}
-	return exec.Command("tar", untar, "--numeric-owner", "-C", disk, "-f", file)
+	trees, err := filepath.Glob(filepath.Join(d.path, "trees", "*", "rootfs"))
+	if err != nil || len(trees) != 1 {
+		b.Fatalf("trees %q, err %v: want one", trees, err)
+	}
+	run(b, d, s, exec.Command("cp", "-a", trees[0], filepath.Join(d.path, "copy")))
 }
 
-func gantry(b *testing.B, disk, subcommand string, args ...string) *exec.Cmd {
+// imageID is that of the only image in the store.
+func imageID(b *testing.B, g *harness.Gantry) string {
 	b.Helper()
-	bin := harness.Binary(b)
-	return exec.Command(bin, append([]string{subcommand, "--dir", filepath.Join(disk, "data"), "--run-dir", filepath.Join(disk, "run")}, args...)...)
-}
-
-// read brings a file into the page cache, and what was written before to the disk.
-func read(b *testing.B, file string) {
-	b.Helper()
-	if out, err := exec.Command("sh", "-c", `sync && cat "$0" >/dev/null`, file).CombinedOutput(); err != nil {
-		b.Fatalf("read: %v: %s", err, out)
+	var list []struct{ ID string }
+	if err := json.Unmarshal([]byte(g.CLI(b, "image", "list", "--format=json")), &list); err != nil || len(list) != 1 {
+		b.Fatalf("images %v, err %v: want one", list, err)
 	}
-}
-
-// timed runs a program, and sync -f where disk is not empty.
-func timed(b *testing.B, disk string, cmd *exec.Cmd) process {
-	b.Helper()
-	begin := time.Now()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		b.Fatalf("%q: %v: %s", cmd.Args, err, out)
-	}
-	if disk != "" {
-		if out, err := exec.Command("sync", "-f", disk).CombinedOutput(); err != nil {
-			b.Fatalf("sync: %v: %s", err, out)
-		}
-	}
-	p := process{wall: time.Since(begin), cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
-	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		p.rss = u.Maxrss << 10
-	}
-	return p
-}
-
-// printRuns prints medians with their spread, and the ratio of the first to the second.
-func printRuns(name string, r runs, first, second string) {
-	fmt.Fprintf(os.Stdout, "\n%s\n", name)
-	median := map[string]time.Duration{}
-	for _, who := range []string{first, second} {
-		var wall, cpu []time.Duration
-		var rss int64
-		for _, p := range r[who] {
-			wall, cpu, rss = append(wall, p.wall), append(cpu, p.cpu), max(rss, p.rss)
-		}
-		if len(wall) == 0 {
-			return
-		}
-		slices.Sort(wall)
-		slices.Sort(cpu)
-		median[who] = wall[len(wall)/2]
-		fmt.Fprintf(os.Stdout, "  %-11s median %8s   min %8s   max %8s   n %d   cpu %8s   peak %d MB\n", who, short(median[who]), short(wall[0]), short(wall[len(wall)-1]), len(wall), short(cpu[len(cpu)/2]), rss/1e6)
-	}
-	fmt.Fprintf(os.Stdout, "  %s / %s = %.2f\n", first, second, float64(median[first])/float64(median[second]))
+	return list[0].ID
 }

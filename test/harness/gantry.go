@@ -5,8 +5,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -228,14 +226,5 @@ func (g *Gantry) CLI(tb testing.TB, subcommand string, args ...string) string {
 // Metrics is what the daemon's /metrics says now.
 func (g *Gantry) Metrics(tb testing.TB) string {
 	tb.Helper()
-	resp, err := http.Get("http://" + g.MetricsAddr + "/metrics")
-	if err != nil {
-		tb.Fatalf("read metrics: %v", err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		tb.Fatalf("read metrics: %s, err %v", resp.Status, err)
-	}
-	return string(body)
+	return httpText(tb, "http://"+g.MetricsAddr+"/metrics")
 }

@@ -2,10 +2,13 @@ package harness
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,9 +20,10 @@ import (
 // Registry is Debian's docker-registry on a loopback port of its own.
 type Registry struct {
 	*Process
-	Addr string // host:port
-	Data string // directory of its blobs, for tests that damage them
-	dir  string
+	Addr    string // host:port
+	Data    string // directory of its blobs, for tests that damage them
+	dir     string
+	metrics string // host:port
 }
 
 const registryConfig = `version: 0.1
@@ -27,15 +31,20 @@ log: {level: error, accesslog: {disabled: true}}
 storage:
   filesystem: {rootdirectory: %s}
   delete: {enabled: true}
-http: {addr: %s}
+http:
+  addr: %s
+`
+
+// registryMetrics follows registryConfig.
+const registryMetrics = `  debug: {addr: %s, prometheus: {enabled: true}}
 `
 
 // StartRegistry starts an empty registry.
 func StartRegistry(tb testing.TB) *Registry {
 	tb.Helper()
-	r := &Registry{Addr: FreeAddr(tb), dir: Dir(tb)}
+	r := &Registry{Addr: FreeAddr(tb), dir: Dir(tb), metrics: FreeAddr(tb)}
 	r.Data = filepath.Join(r.dir, "data")
-	config := fmt.Sprintf(registryConfig, r.Data, r.Addr)
+	config := fmt.Sprintf(registryConfig+registryMetrics, r.Data, r.Addr, r.metrics)
 	if err := os.WriteFile(r.config(), []byte(config), 0o644); err != nil {
 		tb.Fatalf("write configuration of registry: %v", err)
 	}
@@ -65,6 +74,22 @@ func (r *Registry) Push(tb testing.TB, repository string, what remote.Taggable) 
 		tb.Fatalf("push test image: %v", err)
 	}
 	return digest
+}
+
+// Served is how many bytes of blobs the registry has sent since its start.
+func (r *Registry) Served(tb testing.TB) int64 {
+	tb.Helper()
+	const series = `registry_http_response_size_bytes_sum{handler="blob"} `
+	for line := range strings.Lines(httpText(tb, "http://"+r.metrics+"/metrics")) {
+		if value, ok := strings.CutPrefix(line, series); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				tb.Fatalf("metrics of the registry: %q: %v", line, err)
+			}
+			return int64(n)
+		}
+	}
+	return 0 // nobody has asked for one yet
 }
 
 // HangingRegistry listens, accepts connections and never answers. It returns
@@ -100,6 +125,21 @@ func WriteHosts(tb testing.TB, dir, addr string) {
 	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(toml), 0o644); err != nil {
 		tb.Fatalf("write hosts.toml: %v", err)
 	}
+}
+
+// httpText is the body of what is at url.
+func httpText(tb testing.TB, url string) string {
+	tb.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		tb.Fatalf("%s: %s, err %v", url, resp.Status, err)
+	}
+	return string(body)
 }
 
 func httpOK(url string) error {
