@@ -33,7 +33,7 @@ test-node: package ## Run the suites in a virtual node with systemd and cgroup v
 lint: ## Run golangci-lint with the rules of the architecture
 	go tool -modfile=hack/tools/go.mod golangci-lint run ./...
 
-bench: build ## Measure pull, prepare and start beside containerd (root)
+bench: build ## Measure beside containerd, podman, tar and cp; write docs/benchmarks.md (root)
 	hack/bench
 
 fuzz: ## Fuzz every fuzz target for FUZZTIME each
