@@ -79,10 +79,18 @@ func checkValid(t *testing.T, img v1.Image) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if plain := mt == types.OCIUncompressedLayer || mt == types.DockerUncompressedLayer; !plain {
+		if mt == types.OCILayer || mt == types.DockerLayer { // all that it can validate
 			if err := validate.Layer(layer); err != nil {
 				t.Errorf("layer %d: %v", i, err)
 			}
+		}
+		r, err := layer.Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, _, err := v1.SHA256(r)
+		if err := errors.Join(err, r.Close()); err != nil || sum != config.RootFS.DiffIDs[i] {
+			t.Errorf("layer %d decompresses to %s (%v), the configuration says %s", i, sum, err, config.RootFS.DiffIDs[i])
 		}
 		if diffID, err := layer.DiffID(); err != nil || diffID != config.RootFS.DiffIDs[i] {
 			t.Errorf("layer %d is %s (%v), the configuration says %s", i, diffID, err, config.RootFS.DiffIDs[i])
