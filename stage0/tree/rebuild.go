@@ -72,7 +72,7 @@ func (s *Store) rebuild(ctx context.Context, name string) (*Rebuilt, error) {
 	if !m.TarSplit {
 		return nil, ErrNoRecord
 	}
-	b, err := openRebuilder(s.Path(name))
+	b, err := openRebuilder(s.Path(name), m.TarSize)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +124,8 @@ func (r *Rebuilt) assemble(parent context.Context, b *rebuilder, w *writer, m Me
 	switch {
 	case put.err != nil && !errors.Is(put.err, parsed):
 		return put.err
-	case errors.Is(parsed, errArchive):
+	case errors.Is(parsed, errArchive), errors.Is(parsed, errdefs.ErrInvalid):
+		// What it was made from was a layer.
 		return fmt.Errorf("%w: %w", ErrRecord, parsed)
 	case parsed != nil:
 		return parsed

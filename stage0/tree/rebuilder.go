@@ -26,6 +26,7 @@ type rebuilder struct {
 	chunk    *chunk // being filled; nil: none is
 	filled   int
 	buf      []byte // for what is read to be looked at alone
+	left     int64  // of the bytes of tar that the tree's record tells
 
 	file     contentFile
 	contents hash.Hash // as the writer's
@@ -42,9 +43,10 @@ type contentFile struct {
 	damaged    bool
 }
 
-// openRebuilder opens the tree at dir. A record that is not there is ErrRecord.
-func openRebuilder(dir string) (*rebuilder, error) {
-	b := &rebuilder{root: -1, replaced: -1, buf: make([]byte, chunkSize), contents: sha256.New(), file: contentFile{fd: -1}}
+// openRebuilder opens the tree at dir, which was made from size bytes of tar. A record
+// that is not there is ErrRecord.
+func openRebuilder(dir string, size int64) (*rebuilder, error) {
+	b := &rebuilder{left: size, root: -1, replaced: -1, buf: make([]byte, chunkSize), contents: sha256.New(), file: contentFile{fd: -1}}
 	err := b.open(dir)
 	if err != nil {
 		b.close()
@@ -99,6 +101,12 @@ func (b *rebuilder) run() error {
 			return nil
 		case err != nil:
 			return err
+		}
+		// A few bytes of record can tell of more tar than anybody lives to see.
+		if b.left -= int64(len(op.Raw)) + op.Extent.Length; b.left < 0 {
+			return fmt.Errorf("it has more bytes of tar than %s tells: %w", metaFile, ErrRecord)
+		}
+		switch {
 		case op.Raw != nil:
 			err = b.raw(op.Raw)
 		default:
