@@ -178,7 +178,7 @@ func plan(t *testing.T, names ...string) (string, Plan) {
 	return planIn(t, t.TempDir(), names...)
 }
 
-func planIn(t *testing.T, base string, names ...string) (string, Plan) {
+func planIn(t testing.TB, base string, names ...string) (string, Plan) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounting needs root")
