@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
@@ -20,6 +21,61 @@ func ranges(n ...uint32) (all []specs.LinuxIDMapping) {
 		all = append(all, specs.LinuxIDMapping{ContainerID: n[i], HostID: n[i+1], Size: n[i+2]})
 	}
 	return all
+}
+
+// holdEnv makes this test a program that is killed while it holds a namespace.
+const holdEnv = "GANTRY_IDMAP_HOLD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(holdEnv) == "" {
+		os.Exit(m.Run())
+	}
+	ids := ranges(0, 100000, 10)
+	fmt.Println(Map{ids, ids}.Inside(0, func(pid int) error {
+		fmt.Println(pid)
+		_, err := os.Stdin.Read(make([]byte, 1)) // until the test ends it
+		return err
+	}))
+}
+
+// TestKillLeavesNobody holds that the process in a namespace dies with us.
+func TestKillLeavesNobody(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mapping many ids needs root")
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = []string{holdEnv + "=1"}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Fscan(stdout, &pid); err != nil {
+		t.Fatal(err)
+	}
+	held, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(held)
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(held), Events: unix.POLLIN}}, 0); n != 0 || err != nil {
+		t.Errorf("it ended before: %d, %v", n, err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(held), Events: unix.POLLIN}}, 10_000); n != 1 || err != nil {
+		t.Errorf("process %d lives on: %d, %v", pid, n, err)
+	}
 }
 
 func TestCheck(t *testing.T) {

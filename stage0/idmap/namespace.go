@@ -12,36 +12,39 @@ import (
 
 // Namespace makes a user namespace with the map and returns it, for the caller to close;
 // it ends with its last descriptor. Nobody is left in it.
+func (m Map) Namespace() (ns *os.File, err error) {
+	err = m.Inside(0, func(pid int) error {
+		ns, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+		return err
+	})
+	return ns, err
+}
+
+// Inside makes a user namespace with the map, and namespaces that belong to it of the
+// kinds that flags name (CLONE_NEWNET and so on). use is called while they are those of
+// the process with the pid, which ends then. It must not leave its thread.
 //
 // Only a new process can be in a new user namespace, a thread of ours cannot. It is
 // stopped at its exec, as a debugger would have it, and killed: it never runs.
-func (m Map) Namespace() (*os.File, error) {
-	ns, err := m.namespace()
-	if err != nil {
-		return nil, fmt.Errorf("make user namespace: %w", err)
-	}
-	return ns, nil
-}
-
-func (m Map) namespace() (*os.File, error) {
+func (m Map) Inside(flags uintptr, use func(pid int) error) error {
 	// The debugger is a thread. When it ends, its processes die, or would run.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	p, err := os.StartProcess("/proc/self/exe", []string{"gantry"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER,
+		Cloneflags:  unix.CLONE_NEWUSER | flags,
 		UidMappings: lines(m.UIDs),
 		GidMappings: lines(m.GIDs),
 		Ptrace:      true,
 		Pdeathsig:   unix.SIGKILL,
 	}})
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("make user namespace: %w", err)
 	}
 	defer func() {
 		_ = p.Kill() // nobody else waits for it, so it is there
 		_, _ = p.Wait()
 	}()
-	return os.Open(fmt.Sprintf("/proc/%d/ns/user", p.Pid))
+	return use(p.Pid)
 }
 
 func lines(ranges []specs.LinuxIDMapping) []syscall.SysProcIDMap {
