@@ -7,6 +7,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/fetch"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -54,6 +55,7 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	site := overlay.Site{Dir: cfg.Dir, Known: filepath.Join(cfg.RunDir, "overlay")}
 	return &stage0.Pipeline{
 		Images: images, Trees: trees, Pods: pods, Source: Registry(cfg), Overlay: site,
+		Users:        idmap.Pool{Dir: filepath.Join(cfg.Dir, "ids")},
 		FetchTimeout: cfg.PullTimeout.Duration, SpoolAbove: cmp.Or(cfg.SpoolAbove, spoolAbove),
 		MaxDownloads: cfg.MaxConcurrentDownloads, MaxDownloadsTotal: cfg.MaxConcurrentDownloadsTotal,
 	}, r, nil

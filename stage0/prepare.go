@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"slices"
 
 	"github.com/appc/spec/schema"
 
+	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/idmap"
@@ -30,9 +34,16 @@ type PodSpec struct {
 	Images []AppImage
 	// Rootfs says how root filesystems are laid.
 	Rootfs Rootfs
-	// IDs are the ids of the pod's user namespace, which own its files; nil without one.
-	IDs *idmap.Map
+	// PrivateUsers gives a pod of kind KindPod a user namespace, with ids of the node that no
+	// other pod has. One whose ids are known is an isolator of the manifest.
+	PrivateUsers bool
 }
+
+// mapped says whether the pod has a user namespace of its own.
+func (s PodSpec) mapped() bool { return s.PrivateUsers || s.ids() != nil }
+
+// ids are those of the pod's user namespace, which own its files; nil without one.
+func (s PodSpec) ids() *idmap.Map { return manifest.UserNamespaceOf(s.Manifest.Isolators) }
 
 // AppImage says which image an app runs.
 type AppImage struct {
@@ -66,6 +77,11 @@ func (p *Pipeline) Prepare(ctx context.Context, spec PodSpec) (manifest.UUID, er
 	if err != nil {
 		return "", fmt.Errorf("prepare: %w", err)
 	}
+	if spec.PrivateUsers {
+		if spec.Manifest, err = p.mapUsers(ctx, d, spec.Manifest); err != nil {
+			return "", errors.Join(fmt.Errorf("prepare: %w", err), d.Discard())
+		}
+	}
 	if err := p.timed(StageRootfs, func() error { return p.layRootfs(ctx, d, spec, rootfs) }); err != nil {
 		return "", errors.Join(fmt.Errorf("prepare: %w", err), d.Discard())
 	}
@@ -89,8 +105,17 @@ func (s PodSpec) check() error {
 	if s.Kind == pod.KindPod && len(s.Images) == 0 {
 		return fmt.Errorf("a pod has at least one app: %w", errdefs.ErrInvalid)
 	}
-	if s.IDs != nil {
-		return s.IDs.Check()
+	if !s.mapped() {
+		return nil
+	}
+	if s.Kind != pod.KindPod {
+		return fmt.Errorf("a user namespace is for pods of kind %s: %w", pod.KindPod, errdefs.ErrUnsupported)
+	}
+	if ids := s.ids(); ids != nil {
+		if s.PrivateUsers {
+			return fmt.Errorf("the manifest has a user namespace already: %w", errdefs.ErrInvalid)
+		}
+		return ids.Check()
 	}
 	return nil
 }
@@ -112,4 +137,25 @@ func (p *Pipeline) allocate(ctx context.Context, spec PodSpec, rootfs Rootfs) (d
 		return err
 	})
 	return d, err
+}
+
+// mapUsers takes ids of the node for a pod and returns its manifest with them.
+func (p *Pipeline) mapUsers(ctx context.Context, d *pod.Dir, pm *schema.PodManifest) (*schema.PodManifest, error) {
+	ids, err := p.Users.Take(ctx, string(d.UUID()), durable.PowerCut, func(owner string) (bool, error) {
+		_, err := os.Lstat(p.Pods.Path(manifest.UUID(owner)))
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return true, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	isolator, err := manifest.Isolator(manifest.UserNamespaceName, manifest.UserNamespace{IDs: ids})
+	if err != nil {
+		return nil, err
+	}
+	mapped := *pm
+	mapped.Isolators = append(slices.Clone(pm.Isolators), isolator)
+	return &mapped, nil
 }

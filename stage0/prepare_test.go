@@ -25,11 +25,17 @@ import (
 	"github.com/gantry-cri/gantry/stage0/disktest"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/idmap"
+	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
 )
+
+func TestMain(m *testing.M) {
+	manifest.RegisterIsolators()
+	os.Exit(m.Run())
+}
 
 // stageLog is an Observer that remembers.
 type stageLog struct {
@@ -84,7 +90,8 @@ func newPreparerIn(t *testing.T, dir string) (*Pipeline, *stageLog) {
 	}
 	log := &stageLog{}
 	site := overlay.Site{Dir: dir, Known: filepath.Join(t.TempDir(), "overlay")}
-	return &Pipeline{Images: images, Trees: trees, Pods: pods, Overlay: site, Observer: log}, log
+	users := idmap.Pool{Dir: filepath.Join(dir, "ids")}
+	return &Pipeline{Images: images, Trees: trees, Pods: pods, Overlay: site, Users: users, Observer: log}, log
 }
 
 // extracted commits a layer whose root directory has a mode and an owner.
@@ -197,6 +204,61 @@ func TestPrepareCopies(t *testing.T) {
 	}
 }
 
+func userNamespace(t *testing.T, ids idmap.Map) types.Isolator {
+	t.Helper()
+	i, err := manifest.Isolator(manifest.UserNamespaceName, manifest.UserNamespace{IDs: ids})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// TestPreparePrivateUsers holds that pods that live at once have ids of their own, and
+// that the manifest that was handed in is not changed.
+func TestPreparePrivateUsers(t *testing.T) {
+	p, _ := newPreparer(t)
+	layer := extracted(t, p, tar.Header{Mode: 0o755, Uid: 12, Gid: 34})
+	pm := manifestOf("a")
+	spec := PodSpec{
+		Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: pm, PrivateUsers: true,
+		Images: []AppImage{{Image: store.Image{ID: "sha256:x", Layers: []store.Layer{layer}}}},
+	}
+	seen := map[uint32]bool{}
+	for range 3 {
+		u, err := p.Prepare(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := p.Pods.Manifest(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids := manifest.UserNamespaceOf(got.Isolators)
+		if ids == nil || ids.Check() != nil || len(ids.UIDs) != 1 || ids.UIDs[0].Size != 65536 || seen[ids.UIDs[0].HostID] {
+			t.Fatalf("ids %+v, after %v", ids, seen)
+		}
+		first := ids.UIDs[0].HostID
+		seen[first] = true
+		var st unix.Stat_t
+		if err := unix.Lstat(p.Pods.Path(u, "upper", "a"), &st); err != nil || st.Uid != first+12 || st.Gid != first+34 {
+			t.Errorf("upper is owned by %d:%d, %v; the first id is %d", st.Uid, st.Gid, err, first)
+		}
+	}
+	if len(pm.Isolators) != 0 {
+		t.Errorf("the manifest that was given now has %v", pm.Isolators)
+	}
+	pm.Isolators = types.Isolators{userNamespace(t, idmap.Map{UIDs: ranges, GIDs: ranges})}
+	if _, err := p.Prepare(t.Context(), spec); !errors.Is(err, errdefs.ErrInvalid) {
+		t.Errorf("two user namespaces: %v", err)
+	}
+	spec.PrivateUsers, spec.Kind, spec.Sandbox = false, pod.KindContainer, "11111111-1111-4111-8111-111111111111"
+	if _, err := p.Prepare(t.Context(), spec); !errors.Is(err, errdefs.ErrUnsupported) {
+		t.Errorf("a container: %v", err)
+	}
+}
+
+var ranges = []specs.LinuxIDMapping{{HostID: 100000, Size: 1000}}
+
 // TestPrepareWithMappedOwners holds that a pod in a user namespace gets files of its own
 // ids: by the overlay where the kernel has id-mapped layers, else by a copy, which is told.
 func TestPrepareWithMappedOwners(t *testing.T) {
@@ -226,7 +288,6 @@ func TestPrepareWithMappedOwners(t *testing.T) {
 		{"overlay is not wanted", "", RootfsCopy, ids(1000), true, "", nil},
 		{"layers cannot be id-mapped", unmappable, RootfsAuto, ids(1000), true, "trial mount of id-mapped layers: tree tree: mount_setattr id map ", nil},
 		{"an owner is not there", "", RootfsCopy, ids(13), true, "", errdefs.ErrInvalid},
-		{"nobody is there", "", RootfsAuto, &idmap.Map{}, false, "", errdefs.ErrInvalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p, log := newPreparerIn(t, cmp.Or(tc.dir, t.TempDir()))
@@ -235,8 +296,10 @@ func TestPrepareWithMappedOwners(t *testing.T) {
 			if err := errors.Join(os.WriteFile(inTree, nil, 0o640), os.Lchown(inTree, 5, 6)); err != nil {
 				t.Fatal(err)
 			}
+			pm := manifestOf("a")
+			pm.Isolators = types.Isolators{userNamespace(t, *tc.ids)}
 			u, err := p.Prepare(t.Context(), PodSpec{
-				Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: manifestOf("a"), Rootfs: tc.rootfs, IDs: tc.ids,
+				Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: pm, Rootfs: tc.rootfs,
 				Images: []AppImage{{Image: store.Image{ID: "sha256:x", Layers: []store.Layer{layer}}}},
 			})
 			if tc.is != nil {

@@ -53,7 +53,7 @@ func (p *Pipeline) rootfs(ctx context.Context, spec PodSpec) (Rootfs, error) {
 
 // overlaySupport asks whether the site carries overlays of what the spec names.
 func (p *Pipeline) overlaySupport(ctx context.Context, spec PodSpec) (overlay.Support, error) {
-	if spec.IDs == nil {
+	if !spec.mapped() {
 		return p.Overlay.Detect(ctx)
 	}
 	var trees []string
@@ -81,10 +81,10 @@ func (p *Pipeline) layRootfs(ctx context.Context, d *pod.Dir, spec PodSpec, r Ro
 		trees := spec.Images[i].Image.Trees()
 		err := p.ensureTrees(a, trees)
 		if err == nil && r == RootfsCopy {
-			err = p.copyTrees(ctx, d, a.Name, trees, spec.IDs)
+			err = p.copyTrees(ctx, d, a.Name, trees, spec.ids())
 		}
 		if err == nil {
-			plan := overlay.Plan{Lower: p.Trees.Lower(a.Layers), Upper: d.Path("upper", a.Name), Work: d.Path("work", a.Name), IDs: spec.IDs}
+			plan := overlay.Plan{Lower: p.Trees.Lower(a.Layers), Upper: d.Path("upper", a.Name), Work: d.Path("work", a.Name), IDs: spec.ids()}
 			err = overlay.Make(p.Trees.Dir(), plan)
 		}
 		if err != nil {

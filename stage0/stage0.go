@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/gantry-cri/gantry/stage0/idmap"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
@@ -29,6 +30,7 @@ type Pipeline struct {
 	Pods     *pod.Pods
 	Source   Source
 	Overlay  overlay.Site
+	Users    idmap.Pool
 	Observer Observer
 	// FetchTimeout bounds a Fetch as a whole, waiting for others included; zero is no
 	// bound. It ends as ErrUnavailable and says how far it got.

@@ -1,4 +1,4 @@
-// Package manifest holds what Gantry adds to appc's pod manifest: the two
+// Package manifest holds what Gantry adds to appc's pod manifest: the three
 // isolators that carry what appc cannot say, and the two spellings of a pod's
 // identity. Everything else of a manifest is appc's own schema.
 package manifest
@@ -102,6 +102,7 @@ func (a OCIAdjust) AssertValid() error {
 func RegisterIsolators() {
 	types.AddIsolatorValueConstructor(CRIName, func() types.IsolatorValue { return &CRI{} })
 	types.AddIsolatorValueConstructor(OCIAdjustName, func() types.IsolatorValue { return &OCIAdjust{} })
+	types.AddIsolatorValueConstructor(UserNamespaceName, func() types.IsolatorValue { return &UserNamespace{} })
 }
 
 // Isolator wraps a value of this package as an appc isolator.

@@ -3,9 +3,13 @@ package manifest
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/appc/spec/schema/types"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
@@ -91,5 +95,29 @@ func TestIsolatorSurvives(t *testing.T) {
 	c, ok := CRIOf(pm.Apps[0].App.Isolators)
 	if !ok || c.RuntimeHandler != "h" || string(c.Container) != `{"tty":true}` || c.APIVersion != CRIVersion {
 		t.Errorf("came back as %+v, %t", c, ok)
+	}
+}
+
+func TestUserNamespace(t *testing.T) {
+	const pod = `{"acKind":"PodManifest","acVersion":"0.8.11","apps":[],"isolators":[{"name":"gantry/user-namespace","value":%s}]}`
+	pm, err := Decode(fmt.Appendf(nil, pod, `{"uids":[{"containerID":0,"hostID":100000,"size":65536}],"gids":[{"containerID":0,"hostID":200000,"size":10}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := UserNamespaceOf(pm.Isolators)
+	if ids == nil || ids.UIDs[0].HostID != 100000 || ids.GIDs[0].Size != 10 {
+		t.Errorf("ids %+v", ids)
+	}
+	again, err := Isolator(UserNamespaceName, UserNamespace{IDs: *ids})
+	if err != nil || !reflect.DeepEqual(UserNamespaceOf(types.Isolators{again}), ids) {
+		t.Errorf("came back as %+v, %v", again, err)
+	}
+	if ids := UserNamespaceOf(nil); ids != nil {
+		t.Errorf("a pod without one has %+v", ids)
+	}
+	for _, value := range []string{`{}`, `{"uids":[{"hostID":5,"size":1}]}`, `[]`, `{"uids":[{"hostID":-1,"size":1}]}`} {
+		if _, err := Decode(fmt.Appendf(nil, pod, value)); !errors.Is(err, errdefs.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", value, err)
+		}
 	}
 }
