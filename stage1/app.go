@@ -16,6 +16,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -144,7 +145,7 @@ func (r *Runner) ociSpec(ctx context.Context, d *pod.Dir, p *plan, a *appPlan) (
 	if err != nil {
 		return nil, err
 	}
-	if place.Volumes, err = emptyVolumes(d, needs); err != nil {
+	if place.Volumes, err = emptyVolumes(d, needs, p.ids); err != nil {
 		return nil, err
 	}
 	spec, warnings, err := translate.ToOCI(p.manifest, a.name, p.sandbox, node, place)
@@ -178,7 +179,7 @@ func (r *Runner) place(p *plan, a *appPlan) (translate.Place, error) {
 
 // emptyVolumes makes the directories of the pod's empty volumes. They are the
 // pod's, so apps that share a volume share its directory.
-func emptyVolumes(d *pod.Dir, needs translate.Needs) (map[string]string, error) {
+func emptyVolumes(d *pod.Dir, needs translate.Needs, ids *idmap.Map) (map[string]string, error) {
 	dirs := map[string]string{}
 	for _, v := range needs.Volumes {
 		if v.Seed != "" {
@@ -186,14 +187,14 @@ func emptyVolumes(d *pod.Dir, needs translate.Needs) (map[string]string, error) 
 		}
 		path := d.Path("volumes", v.Name)
 		dirs[v.Name] = path
-		if err := makeVolume(path, v); err != nil {
+		if err := makeVolume(path, v, ids); err != nil {
 			return nil, fmt.Errorf("volume %s: %w", v.Name, err)
 		}
 	}
 	return dirs, nil
 }
 
-func makeVolume(path string, v translate.EmptyVolume) error {
+func makeVolume(path string, v translate.EmptyVolume, ids *idmap.Map) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return err
 	}
@@ -209,7 +210,15 @@ func makeVolume(path string, v translate.EmptyVolume) error {
 	if _, err := fmt.Sscanf(v.Mode, "%o", &mode); err != nil {
 		return fmt.Errorf("mode %q: %w", v.Mode, err)
 	}
-	if err := os.Chown(fresh, v.UID, v.GID); err != nil {
+	uid, gid := v.UID, v.GID
+	if ids != nil {
+		u, g, err := ids.Owner(uint32(uid), uint32(gid)) //nolint:gosec // ids have 32 bits
+		if err != nil {
+			return err
+		}
+		uid, gid = int(u), int(g)
+	}
+	if err := os.Chown(fresh, uid, gid); err != nil {
 		return err
 	}
 	if err := os.Chmod(fresh, os.FileMode(mode&0o777)|sticky(mode)); err != nil {

@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -34,6 +35,8 @@ type plan struct {
 	host    manifest.UUID
 	runtime *ociruntime.Client
 	conmon  string
+	// ids are those of the user namespace that the apps live in; nil is the node's.
+	ids *idmap.Map
 	// shared is what this start makes for all apps; nil for a container.
 	shared  *shared
 	apps    []appPlan
@@ -72,7 +75,7 @@ func (r *Runner) plan(ctx context.Context, d *pod.Dir, opts Options) (*plan, err
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{manifest: pm, host: d.UUID()}
+	p := &plan{manifest: pm, host: d.UUID(), ids: manifest.UserNamespaceOf(pm.Isolators)}
 	if p.conmon, err = r.conmon(); err != nil {
 		return nil, err
 	}
@@ -167,8 +170,12 @@ func (r *Runner) planPod(ctx context.Context, d *pod.Dir, p *plan, opts Options)
 		return "", err
 	}
 	hostNet := opts.Network == NetworkHost
+	if hostNet && p.ids != nil {
+		// /sys shows a network, and only who owns that can mount it.
+		return "", fmt.Errorf("a user namespace in the node's network: %w", errdefs.ErrUnsupported)
+	}
 	s := &shared{}
-	s.namespaces = namespace.Spec{Dir: d.RunPath("ns"), Net: !hostNet, IPC: true, UTS: !hostNet}
+	s.namespaces = namespace.Spec{Dir: d.RunPath("ns"), Net: !hostNet, IPC: true, UTS: !hostNet, Users: p.ids}
 	if !hostNet {
 		s.namespaces.Hostname = "gantry-" + string(d.UUID())
 	}
@@ -274,6 +281,7 @@ func (r *Runner) planApp(d *pod.Dir, p *plan, a pod.AppRecord, parent string) (a
 			Upper:  d.Path("upper", a.Name),
 			Work:   d.Path("work", a.Name),
 			Target: r.pods.AppRunPath(d.UUID(), a.Name, "rootfs"),
+			IDs:    p.ids,
 		},
 	}
 	var err error

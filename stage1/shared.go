@@ -53,6 +53,9 @@ func (r *Runner) startShared(ctx context.Context, d *pod.Dir, p *plan) error {
 		return err
 	}
 	failpoint.Hit(failpoint.NetworkWritten)
+	if err := giveToRoot(d, p); err != nil {
+		return err
+	}
 	if err := d.SetReady(); err != nil {
 		return err
 	}
@@ -110,6 +113,23 @@ func (r *Runner) makeShared(ctx context.Context, d *pod.Dir, p *plan) error {
 		return nil
 	}
 	return r.startInit(ctx, d, p)
+}
+
+// giveToRoot gives root of a user namespace of the pod's own what the apps share.
+func giveToRoot(d *pod.Dir, p *plan) error {
+	if p.ids == nil {
+		return nil
+	}
+	uid, gid, err := p.ids.Owner(0, 0)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"hostname", "resolv.conf", "hosts", "shm"} {
+		if err := os.Lchown(d.RunPath(name), int(uid), int(gid)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func dnsOf(c *runtimeapi.PodSandboxConfig) *files.DNS {
@@ -231,6 +251,7 @@ func (r *Runner) joined(p *plan) (map[specs.LinuxNamespaceType]string, error) {
 	joined := map[specs.LinuxNamespaceType]string{}
 	dir := r.pods.RunPath(p.host, "ns")
 	for t, k := range map[specs.LinuxNamespaceType]namespace.Kind{
+		specs.UserNamespace:    namespace.User,
 		specs.NetworkNamespace: namespace.Net,
 		specs.IPCNamespace:     namespace.IPC,
 		specs.UTSNamespace:     namespace.UTS,

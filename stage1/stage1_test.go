@@ -19,9 +19,11 @@ import (
 	"github.com/appc/spec/schema/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/overlay"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -44,6 +46,7 @@ type node struct {
 	image    store.Image
 	config   ocispec.Image
 	rootfs   stage0.Rootfs
+	private  bool // pods get user namespaces
 	reports  chan string
 }
 
@@ -53,6 +56,11 @@ func newNode(t *testing.T) *node {
 		t.Skip("runs containers: needs root")
 	}
 	dir, run := t.TempDir(), t.TempDir()
+	for d := run; d != os.TempDir(); d = filepath.Dir(d) { // as /run is for everybody
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
 	images, err := store.Open(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +74,7 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	site := overlay.Site{Dir: dir, Known: filepath.Join(run, "overlay")}
-	n := &node{pipeline: &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Overlay: site}, reports: make(chan string, 100)}
+	n := &node{pipeline: &stage0.Pipeline{Images: images, Trees: trees, Pods: pods, Overlay: site, Users: idmap.Pool{Dir: filepath.Join(dir, "ids")}}, reports: make(chan string, 100)}
 	n.runner, err = stage1.New(stage1.Config{
 		Pods:    pods,
 		Trees:   trees,
@@ -146,7 +154,7 @@ func (n *node) addImage(t *testing.T) {
 func (n *node) prepare(t *testing.T, scripts ...string) manifest.UUID {
 	t.Helper()
 	pm := schema.BlankPodManifest()
-	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: pm, Rootfs: n.rootfs}
+	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod, Manifest: pm, Rootfs: n.rootfs, PrivateUsers: n.private}
 	for i, s := range scripts {
 		name := types.ACName(fmt.Sprintf("app%d", i))
 		app, err := translate.ImageApp(name, translate.Image{
@@ -255,6 +263,75 @@ func TestCopiedPodNeedsNoTrees(t *testing.T) {
 	}
 	if got := n.log(t, u, "app0"); !strings.Contains(got, " stdout F hello again\n") {
 		t.Errorf("log is %q", got)
+	}
+}
+
+// TestUserNamespace runs two apps in one: root inside, and nobody's root outside.
+func TestUserNamespace(t *testing.T) {
+	for _, rootfs := range []stage0.Rootfs{stage0.RootfsOverlay, stage0.RootfsCopy} {
+		t.Run(fmt.Sprint(rootfs), func(t *testing.T) {
+			n := newNode(t)
+			n.private, n.rootfs = true, rootfs
+			u := n.prepare(t, `bb() { busybox "$@"; }
+				bb id -u; bb cat /proc/self/uid_map; bb stat -c %u:%g /bin/busybox /etc/hosts /dev/shm
+				echo new >/new && bb touch /bin/busybox && echo x >>/etc/hosts && echo written
+				bb chown 7:8 /new && bb mkdir /tmp && bb mount -t tmpfs none /tmp 2>/dev/null && echo mounted
+				bb hostname; bb ifconfig lo | bb grep -o UP; echo shared >/dev/shm/f; exec sleep 1000`,
+				"until read x </dev/shm/f; do busybox sleep 0.1; done 2>/dev/null; echo got $x")
+			pm, err := n.pipeline.Pods.Manifest(u)
+			if err != nil {
+				t.Fatal(err)
+			}
+			first := manifest.UserNamespaceOf(pm.Isolators).UIDs[0].HostID
+			if err := n.runner.RunWith(t.Context(), u, stage1.Options{Network: stage1.NetworkHost}); !errors.Is(err, errdefs.ErrUnsupported) {
+				t.Errorf("in the node's network: %v", err)
+			}
+			n.run(t, u)
+			if exit := n.wait(t, u, "app1"); exit.Code != 0 || !strings.Contains(n.log(t, u, "app1"), "got shared\n") {
+				t.Errorf("app1 ended with %+v: %s", exit, n.log(t, u, "app1"))
+			}
+			for _, want := range []string{
+				" F 0\n", fmt.Sprintf(" 0 %10d      65536\n", first), " F written\n", " F UP\n", " F gantry-" + string(u) + "\n",
+			} {
+				if got := n.log(t, u, "app0"); !strings.Contains(got, want) {
+					t.Errorf("app0 does not say %q:\n%s", want, got)
+				}
+			}
+			if got := n.log(t, u, "app0"); strings.Count(got, " F 0:0\n") != 3 || strings.Contains(got, "mounted") {
+				t.Errorf("app0 says:\n%s", got)
+			}
+			n.ownedBy(t, u, first)
+			res, err := n.runner.ExecSync(t.Context(), u, "app0", []string{"/bin/busybox", "cat", "/proc/self/gid_map"}, 10*time.Second)
+			if err != nil || !strings.Contains(string(res.Stdout), fmt.Sprint(first)) {
+				t.Errorf("exec: %s %s, %v", res.Stdout, res.Stderr, err)
+			}
+			if err := n.runner.Stop(t.Context(), u, 0); err != nil {
+				t.Error(err)
+			}
+			if left, err := n.pipeline.Pods.Intents(u); err != nil || len(left) != 0 {
+				t.Errorf("intents left: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// ownedBy looks from the node at what a pod of TestUserNamespace did.
+func (n *node) ownedBy(t *testing.T, u manifest.UUID, first uint32) {
+	t.Helper()
+	for name, want := range map[string]uint32{".": first, "new": first + 7, "bin/busybox": first} {
+		var st unix.Stat_t
+		if err := unix.Lstat(n.pipeline.Pods.Path(u, "upper", "app0", name), &st); err != nil || st.Uid != want {
+			t.Errorf("upper %s is owned by %d, %v; want %d", name, st.Uid, err, want)
+		}
+	}
+	started := n.load(t, u).Started["app0"]
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", started.Init.PID))
+	if want := fmt.Sprintf("Uid:\t%d\t", first); err != nil || !strings.Contains(string(status), want) {
+		t.Errorf("app0's process has not %q, %v:\n%s", want, err, status)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(n.pipeline.Trees.Path(n.image.Trees()[0]), "rootfs", "bin", "busybox"), &st); err != nil || st.Uid != 0 {
+		t.Errorf("the tree's file is owned by %d, %v", st.Uid, err)
 	}
 }
 

@@ -206,6 +206,23 @@ func (o *ociSpec) namespaces() error {
 		more = o.placedNamespaces()
 	}
 	o.spec.Linux.Namespaces = append(list, more...)
+	return o.userNamespace()
+}
+
+// userNamespace joins the pod's, to which its other namespaces belong. Runtimes want
+// the ids told again.
+func (o *ociSpec) userNamespace() error {
+	ids := manifest.UserNamespaceOf(o.pm.Isolators)
+	if ids == nil {
+		return nil
+	}
+	joined := o.place.Namespaces[specs.UserNamespace]
+	if joined == "" {
+		return fmt.Errorf("the user namespace to join is not known: %w", errdefs.ErrState)
+	}
+	l := o.spec.Linux
+	l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: joined})
+	l.UIDMappings, l.GIDMappings = ids.UIDs, ids.GIDs
 	return nil
 }
 

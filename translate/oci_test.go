@@ -1,11 +1,15 @@
 package translate
 
 import (
+	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/appc/spec/schema"
+	"github.com/appc/spec/schema/types"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -255,6 +259,36 @@ func TestNamespaceThatIsNotThere(t *testing.T) {
 	delete(p.Namespaces, specs.PIDNamespace)
 	_, _, err := toOCI(t, testSandbox(), testContainer(), testNode(), p)
 	refusal(t, err, errdefs.ErrState, "pid")
+}
+
+func TestUserNamespace(t *testing.T) {
+	ids := []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+	i, err := manifest.Isolator(manifest.UserNamespaceName, json.RawMessage(`{"uids":[{"hostID":100000,"size":65536}],"gids":[{"hostID":100000,"size":65536}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, err := ImageApp("a", Image{AppcID: "sha512-" + strings.Repeat("0", 128), Config: ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"/x"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pm := schema.BlankPodManifest()
+	pm.Apps, pm.Isolators = schema.AppList{app}, types.Isolators{i}
+	p := testPlace()
+	if _, _, err := ToOCI(pm, "a", nil, testNode(), p); !errors.Is(err, errdefs.ErrState) {
+		t.Errorf("a namespace that is not there: %v", err)
+	}
+	p.Namespaces[specs.UserNamespace] = "/run/p/ns/user"
+	spec, _, err := ToOCI(pm, "a", nil, testNode(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := spec.Linux
+	if !slices.Contains(l.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: "/run/p/ns/user"}) {
+		t.Errorf("namespaces %v", l.Namespaces)
+	}
+	if !slices.Equal(l.UIDMappings, ids) || !slices.Equal(l.GIDMappings, ids) {
+		t.Errorf("ids %v, %v", l.UIDMappings, l.GIDMappings)
+	}
 }
 
 func TestSeccomp(t *testing.T) {

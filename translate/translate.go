@@ -101,8 +101,8 @@ type Place struct {
 	SandboxID string
 	// Rootfs is the app's root filesystem.
 	Rootfs string
-	// Namespaces are the namespaces to join: network, ipc, uts, and pid where it is
-	// shared with the sandbox's init or another container. For a command-line pod
+	// Namespaces are the namespaces to join: user where the pod has one, network, ipc, uts,
+	// and pid where it is shared with the sandbox's init or another container. For a command-line pod
 	// a missing network, ipc or uts namespace is the node's, an empty path makes a
 	// new one, and a missing pid namespace is new.
 	Namespaces map[specs.LinuxNamespaceType]string

@@ -1,4 +1,4 @@
-// Package namespace makes the network, IPC and UTS namespaces of a pod and keeps
+// Package namespace makes the user, network, IPC and UTS namespaces of a pod and keeps
 // them by bind mounts ("pins") alone: no process of ours lives in them, so they
 // outlive the daemon that made them and end with the boot or with [Unpin].
 //
@@ -19,6 +19,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 )
 
 // Kind is a kind of namespace, spelt as in /proc/PID/ns. It is the name of the pin too.
@@ -27,15 +28,17 @@ type Kind string
 // The kinds that a pod can have of its own. A PID namespace needs an init process
 // and so is not pinned; a mount namespace belongs to a container.
 const (
-	Net Kind = "net"
-	IPC Kind = "ipc"
-	UTS Kind = "uts"
+	User Kind = "user"
+	Net  Kind = "net"
+	IPC  Kind = "ipc"
+	UTS  Kind = "uts"
 )
 
 var kinds = [...]struct {
 	kind Kind
 	flag int
 }{
+	{User, unix.CLONE_NEWUSER},
 	{Net, unix.CLONE_NEWNET},
 	{IPC, unix.CLONE_NEWIPC},
 	{UTS, unix.CLONE_NEWUTS},
@@ -43,10 +46,13 @@ var kinds = [...]struct {
 
 // Spec says which namespaces to make and what is set in them before anybody joins.
 type Spec struct {
-	// Dir receives the pins net, ipc and uts; it is made (0700) when it is not there.
+	// Dir receives the pins user, net, ipc and uts; it is made (0700) when it is not there.
 	Dir string
 	// Net, IPC and UTS say which namespaces are the pod's own; the others stay the node's.
 	Net, IPC, UTS bool
+	// Users are the ids of a user namespace of the pod's own, to which its other namespaces
+	// belong; nil keeps the node's.
+	Users *idmap.Map
 	// Hostname is set in the UTS namespace; empty keeps the node's.
 	Hostname string
 	// Sysctls by name, dotted or with slashes. Each must belong to a namespace
@@ -56,6 +62,8 @@ type Spec struct {
 
 func (s Spec) wants(k Kind) bool {
 	switch k {
+	case User:
+		return s.Users != nil
 	case Net:
 		return s.Net
 	case IPC:
@@ -81,13 +89,17 @@ func Make(s Spec) error {
 	if err := checkHostname(s); err != nil {
 		return err
 	}
-	if !s.Net && !s.IPC && !s.UTS {
+	if !s.Net && !s.IPC && !s.UTS && s.Users == nil {
 		return nil
 	}
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
-	if err := thrownAway(func() error { return build(s, plan) }); err != nil {
+	build := func() error { return build(s, plan) }
+	if s.Users != nil {
+		build = func() error { return buildInside(s, plan) }
+	}
+	if err := thrownAway(build); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
 	return nil
@@ -104,6 +116,41 @@ func build(s Spec, sysctls []sysctl) error {
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
+	if err := set(s, sysctls); err != nil {
+		return err
+	}
+	return pinAll(s, "/proc/thread-self/ns")
+}
+
+// buildInside is build for a pod with a user namespace: the thread joins the others of
+// its namespaces, since no thread of ours can be in that one.
+func buildInside(s Spec, sysctls []sysctl) error {
+	flags := 0
+	for _, k := range kinds {
+		if s.wants(k.kind) && k.kind != User {
+			flags |= k.flag
+		}
+	}
+	return s.Users.Inside(uintptr(flags), func(pid int) error {
+		process, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			return os.NewSyscallError("pidfd_open", err)
+		}
+		defer unix.Close(process) //nolint:errcheck // nothing is written to it
+		if flags != 0 {
+			if err := unix.Setns(process, flags); err != nil {
+				return os.NewSyscallError("setns", err)
+			}
+		}
+		if err := set(s, sysctls); err != nil {
+			return err
+		}
+		return pinAll(s, fmt.Sprintf("/proc/%d/ns", pid))
+	})
+}
+
+// set sets what is to be set in namespaces that the thread is in.
+func set(s Spec, sysctls []sysctl) error {
 	if s.Hostname != "" {
 		if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
 			return fmt.Errorf("set hostname %q: %w", s.Hostname, err)
@@ -119,18 +166,18 @@ func build(s Spec, sysctls []sysctl) error {
 			return err
 		}
 	}
-	return pinAll(s)
+	return nil
 }
 
-// pinAll pins the namespaces of the thread, all or none.
-func pinAll(s Spec) error {
+// pinAll pins the namespaces whose links are in a directory of /proc, all or none.
+func pinAll(s Spec, links string) error {
 	var undo []string
 	for _, k := range kinds {
 		if !s.wants(k.kind) {
 			continue
 		}
 		path := Pin(s.Dir, k.kind)
-		if err := pin(k.kind, path); err != nil {
+		if err := pin(k.kind, links, path); err != nil {
 			for _, p := range undo {
 				err = errors.Join(err, unpin(p))
 			}
@@ -166,8 +213,8 @@ func loopbackUp() error {
 	return nil
 }
 
-// pin keeps this thread's namespace by a bind mount on an empty file.
-func pin(k Kind, path string) error {
+// pin keeps a namespace by a bind mount on an empty file.
+func pin(k Kind, links, path string) error {
 	pinned, err := IsPinned(path)
 	if err != nil {
 		return err
@@ -184,7 +231,7 @@ func pin(k Kind, path string) error {
 		return fmt.Errorf("pin %s namespace: %w", k, err)
 	}
 	failpoint.Hit(failpoint.NamespacePinning)
-	if err := unix.Mount("/proc/thread-self/ns/"+string(k), path, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(filepath.Join(links, string(k)), path, "", unix.MS_BIND, ""); err != nil {
 		return errors.Join(fmt.Errorf("pin %s namespace on %s: %w", k, path, err), os.Remove(path))
 	}
 	failpoint.Hit(failpoint.NamespacePinned)

@@ -6,13 +6,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/idmap"
 )
 
 func needRoot(t *testing.T) {
@@ -143,6 +146,47 @@ func TestMake(t *testing.T) {
 		if err := Unpin(dir); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestMakeWithUsers holds that all belong to the user namespace: its root, who is nobody
+// outside, may do there what root may.
+func TestMakeWithUsers(t *testing.T) {
+	dir := pins(t)
+	ids := []specs.LinuxIDMapping{{HostID: 100000, Size: 1000}}
+	s := Spec{
+		Dir: dir, Users: &idmap.Map{UIDs: ids, GIDs: ids}, Net: true, IPC: true, UTS: true, Hostname: "web-0",
+		Sysctls: map[string]string{"net.ipv4.ip_forward": "1"},
+	}
+	if err := Make(s); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range kinds {
+		if ok, err := IsPinned(Pin(dir, k.kind)); !ok || err != nil {
+			t.Errorf("%s pinned: %t, %v", k.kind, ok, err)
+		}
+	}
+	loopbackIsUp(t, Pin(dir, Net))
+	if got := strings.Fields(inside(t, dir, "cat", "/proc/self/uid_map")); !slices.Equal(got, []string{"0", "100000", "1000"}) {
+		t.Errorf("map %q", got)
+	}
+	for cmd, want := range map[string]string{
+		"id -u": "0", "hostname": "web-0", "cat /proc/sys/net/ipv4/ip_forward": "1", "hostname web-1 && hostname": "web-1",
+		"ip link set lo down && echo down": "down", "ipcmk -M 100 >/dev/null && echo made": "made",
+	} {
+		if got := inside(t, dir, "sh", "-c", cmd); got != want {
+			t.Errorf("%s says %q, want %q", cmd, got, want)
+		}
+	}
+	if err := Make(s); !errors.Is(err, errdefs.ErrExists) {
+		t.Errorf("made again: %v", err)
+	}
+	s.Dir, s.Users = dir+"2", &idmap.Map{}
+	if err := Make(s); err == nil {
+		t.Error("made for nobody")
+	}
+	if err := Unpin(s.Dir); err != nil {
+		t.Error(err)
 	}
 }
 
