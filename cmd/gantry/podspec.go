@@ -22,7 +22,7 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, progre
 		progress.mode, progress.show = progressNone, false
 	}
 	p.Observer = progress
-	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod, Rootfs: r.Rootfs}
+	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod, Rootfs: r.Rootfs, PrivateUsers: r.PrivateUsers}
 	var images []translate.Image
 	for _, app := range r.Apps {
 		entry, err := image(ctx, p, app, r.PullPolicy, progress)
@@ -52,6 +52,9 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, progre
 	raw, err := json.Marshal(pm)
 	if err != nil {
 		return "", fmt.Errorf("pod manifest: %w", err)
+	}
+	if r.PrivateUsers {
+		raw = append(raw, " in a user namespace"...) // another request than without
 	}
 	spec.Manifest, spec.Request = pm, sha256.Sum256(raw)
 	return p.Prepare(ctx, spec)

@@ -27,6 +27,7 @@ func (p *Parser) podFlags(flags *pflag.FlagSet) {
 	r := &p.request
 	flags.BoolVar(&r.Quiet, "quiet", false, "no progress and notes on stderr")
 	p.noOverlay(flags)
+	flags.BoolVar(&r.PrivateUsers, "private-users", false, "run the pod in a user namespace, with ids of the node that no other pod has")
 	flags.BoolVar(&r.inheritEnv, "inherit-env", false, "give the apps the caller's variables that nothing else sets")
 	flags.Func("pull-policy", "when to ask the registry: `POLICY` is never, new or update (default new)", func(s string) error {
 		policy, err := stage0.ParsePullPolicy(s)

@@ -29,6 +29,8 @@ type Request struct {
 	PullPolicy stage0.PullPolicy
 	// Rootfs is RootfsCopy with --no-overlay.
 	Rootfs stage0.Rootfs
+	// PrivateUsers asks for a user namespace.
+	PrivateUsers bool
 	// Quiet silences progress and notes.
 	Quiet bool
 
