@@ -100,19 +100,17 @@ func writeThrough(path string, size int64) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
-	for at := int64(0); at < size; {
-		n, err := f.Write(buf[:min(int64(len(buf)), size-at)])
-		if err != nil {
-			return 0, err
-		}
-		if err := unix.SyncFileRange(int(f.Fd()), at, int64(n), unix.SYNC_FILE_RANGE_WRITE); err != nil {
-			return 0, err
+	for at := int64(0); err == nil && at < size; {
+		var n int
+		n, err = f.Write(buf[:min(int64(len(buf)), size-at)])
+		if err == nil {
+			err = unix.SyncFileRange(int(f.Fd()), at, int64(n), unix.SYNC_FILE_RANGE_WRITE)
 		}
 		at += int64(n)
 	}
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return 0, err
+	if err == nil {
+		err = unix.Syncfs(int(f.Fd()))
 	}
-	return time.Since(begin).Seconds(), nil
+	took := time.Since(begin).Seconds()
+	return took, errors.Join(err, f.Close())
 }
