@@ -46,6 +46,24 @@ func New(t testing.TB, mkfs string) *Disk {
 	return d
 }
 
+// Failing is a file system on a disk that takes 16 MiB of the 200 that it has said, until
+// the test ends. It has no journal, which would make it read-only at the first error.
+func Failing(t testing.TB) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	memory := t.TempDir()
+	run(t, "mount", "-t", "tmpfs", "-o", "size=16m", "disk", memory)
+	t.Cleanup(func() { (&Disk{Dir: memory}).unmount(t) })
+	d := &Disk{image: filepath.Join(memory, "image"), Dir: t.TempDir(), options: "loop"}
+	run(t, "truncate", "-s", "200M", d.image)
+	run(t, "mkfs.ext4", "-q", "-O", "^has_journal", d.image)
+	d.mount(t)
+	t.Cleanup(func() { d.unmount(t) })
+	return d.Dir
+}
+
 // Remount has the file system forget what is in memory only.
 func (d *Disk) Remount(t testing.TB) {
 	t.Helper()

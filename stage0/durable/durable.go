@@ -89,18 +89,44 @@ func SyncDirs(paths ...string) error {
 	return g.Wait()
 }
 
-// SyncFS makes all durable that was written to the file system of a directory.
+// SyncFS makes all durable that was written to the file system of a directory. Who else
+// syncs it meanwhile may be told of a write that failed in place of this call: see
+// FileSystem.
 func SyncFS(path string) error {
+	disk, err := OpenFileSystem(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(disk.Sync(), disk.Close())
+}
+
+// FileSystem is the file system of a directory. The kernel tells each open file once of
+// the writes that failed since it was opened, and of those before only if nobody has been
+// told: who opens it before the first write misses none, whoever else syncs it.
+type FileSystem struct {
+	dir *os.File
+}
+
+// OpenFileSystem opens the file system of a directory. The caller closes it.
+func OpenFileSystem(path string) (FileSystem, error) {
 	d, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("sync file system: %w", err)
+		return FileSystem{}, fmt.Errorf("sync file system: %w", err)
 	}
-	err = os.NewSyscallError("syncfs", unix.Syncfs(int(d.Fd())))
-	if err = errors.Join(err, d.Close()); err != nil {
-		return fmt.Errorf("sync file system of %s: %w", path, NoSpace(err))
+	return FileSystem{d}, nil
+}
+
+// Sync makes all durable that was written, and fails if something that was written since
+// OpenFileSystem is not.
+func (f FileSystem) Sync() error {
+	if err := unix.Syncfs(int(f.dir.Fd())); err != nil {
+		return fmt.Errorf("sync file system of %s: %w", f.dir.Name(), NoSpace(os.NewSyscallError("syncfs", err)))
 	}
 	return nil
 }
+
+// Close gives the descriptor back.
+func (f FileSystem) Close() error { return f.dir.Close() }
 
 // NoSpace adds the class ErrNoSpace to an error that says that disk or quota are
 // full, and returns every other error as it is.

@@ -1,6 +1,7 @@
 package durable
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/disktest"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 )
 
@@ -231,5 +233,32 @@ func TestLockFile(t *testing.T) {
 		if err := <-errs; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestFileSystemMissesNoFailure holds that who opened a file system before a write is told
+// that it failed, although another was told before; who opens it later is not.
+func TestFileSystemMissesNoFailure(t *testing.T) {
+	dir := disktest.Failing(t)
+	disk, err := OpenFileSystem(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := disk.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.WriteFile(filepath.Join(dir, "a"), bytes.Repeat([]byte("x"), 32<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := SyncFS(dir); err == nil {
+		t.Fatal("the disk does not fail")
+	}
+	if err := SyncFS(dir); err != nil {
+		t.Errorf("who asks again is told once more: %v", err)
+	}
+	if err := disk.Sync(); err == nil {
+		t.Error("Sync says that all is on disk")
 	}
 }

@@ -13,6 +13,7 @@ package render
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -79,13 +80,7 @@ func (j Job) run(ctx context.Context) error {
 		failpoint.Hit(failpoint.RootfsCopied)
 		return os.Rename(fresh, j.To)
 	}
-	stop := syncAlong(fresh)
-	err := j.copyTrees(ctx, fresh)
-	stop()
-	if err != nil {
-		return err
-	}
-	if err := durable.SyncFS(fresh); err != nil {
+	if err := j.copySynced(ctx, fresh); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.RootfsCopied)
@@ -93,6 +88,22 @@ func (j Job) run(ctx context.Context) error {
 		return err
 	}
 	return durable.SyncDir(filepath.Dir(j.To))
+}
+
+// copySynced makes the copy durable, but not its name.
+func (j Job) copySynced(ctx context.Context, fresh string) (err error) {
+	disk, err := durable.OpenFileSystem(fresh) // before the first write: it is told of all that fail
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, disk.Close()) }()
+	stop := syncAlong(fresh)
+	err = j.copyTrees(ctx, fresh)
+	stop()
+	if err != nil {
+		return err
+	}
+	return disk.Sync()
 }
 
 // syncPeriod is the pause between two syncs while a copy is made.
@@ -109,7 +120,7 @@ func syncAlong(path string) (stop func()) {
 			case <-end:
 				return
 			case <-time.After(syncPeriod):
-				_ = durable.SyncFS(path) // only the sync at the end counts
+				_ = durable.SyncFS(path) // what fails is told to the sync at the end too
 			}
 		}
 	}()

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -20,7 +18,7 @@ import (
 // the commit, also when another process has synced the file system meanwhile: it was
 // told, and who opens the file system later is not.
 func TestCommitSeesFailedWrites(t *testing.T) {
-	s, err := tree.Open(failingDisk(t))
+	s, err := tree.Open(disktest.Failing(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,38 +67,5 @@ func TestWriteback(t *testing.T) {
 	}
 	if err := s.Commit(t.Context(), p); err != nil {
 		t.Error(err)
-	}
-}
-
-// failingDisk is a file system on a disk that takes 16 MiB of what it has said. It has no
-// journal, which would make it read-only at the first error.
-func failingDisk(t *testing.T) string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	memory, dir := t.TempDir(), t.TempDir()
-	if err := unix.Mount("disk", memory, "tmpfs", 0, "size=16m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unmount(t, memory) })
-	image := filepath.Join(memory, "image")
-	for _, args := range [][]string{
-		{"truncate", "-s", "200M", image},
-		{"mkfs.ext4", "-q", "-O", "^has_journal", image},
-		{"mount", "-o", "loop", image, dir},
-	} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v\n%s", args, err, out)
-		}
-	}
-	t.Cleanup(func() { unmount(t, dir) })
-	return dir
-}
-
-func unmount(t *testing.T, dir string) {
-	t.Helper()
-	if err := unix.Unmount(dir, 0); err != nil {
-		t.Errorf("unmount %s: %v, then %v", dir, err, unix.Unmount(dir, unix.MNT_DETACH))
 	}
 }
