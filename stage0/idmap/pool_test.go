@@ -39,12 +39,12 @@ func TestPool(t *testing.T) {
 		taken[first] = owner
 		return nil
 	}
-	const free = 20
+	const free = 5
 	if err := os.Mkdir(p.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for i := range rangeNum - free {
-		first := fmt.Sprint(firstID + (i+i/400)*rangeSize)
+		first := fmt.Sprint(firstID + (i+i/1000)*rangeSize)
 		if err := os.WriteFile(filepath.Join(p.Dir, first), []byte("old"), 0o600); err != nil {
 			t.Fatal(err)
 		}

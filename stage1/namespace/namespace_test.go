@@ -170,12 +170,16 @@ func TestMakeWithUsers(t *testing.T) {
 	if got := strings.Fields(inside(t, dir, "cat", "/proc/self/uid_map")); !slices.Equal(got, []string{"0", "100000", "1000"}) {
 		t.Errorf("map %q", got)
 	}
-	for cmd, want := range map[string]string{
-		"id -u": "0", "hostname": "web-0", "cat /proc/sys/net/ipv4/ip_forward": "1", "hostname web-1 && hostname": "web-1",
-		"ip link set lo down && echo down": "down", "ipcmk -M 100 >/dev/null && echo made": "made",
+	for _, tt := range []struct{ cmd, want string }{
+		{"id -u", "0"},
+		{"hostname", "web-0"},
+		{"cat /proc/sys/net/ipv4/ip_forward", "1"},
+		{"hostname web-1 && hostname", "web-1"},
+		{"ip link set lo down && echo down", "down"},
+		{"ipcmk -M 100 >/dev/null && echo made", "made"},
 	} {
-		if got := inside(t, dir, "sh", "-c", cmd); got != want {
-			t.Errorf("%s says %q, want %q", cmd, got, want)
+		if got := inside(t, dir, "sh", "-c", tt.cmd); got != tt.want {
+			t.Errorf("%s says %q, want %q", tt.cmd, got, tt.want)
 		}
 	}
 	if err := Make(s); !errors.Is(err, errdefs.ErrExists) {
