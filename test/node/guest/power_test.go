@@ -153,6 +153,25 @@ func TestWhole(t *testing.T) {
 			t.Errorf("pod %s was prepared and is not: %s", uuid, sh(t, "gantry list --full"))
 		}
 	}
+	runPrepared(t, pods)
+	sh(t, "gantry gc")
+	if out := sh(t, "ls "+dataDir+"/tmp"); out != "" {
+		t.Errorf("a sweep leaves %s", out)
+	}
+	t.Logf("%d pods, %d of them promised", len(pods), len(want.Prepared))
+}
+
+// TestAfterCuts runs in the node itself the pods that the last cut left, and finds
+// nothing else.
+func TestAfterCuts(t *testing.T) {
+	connect(t)
+	runPrepared(t, list(t))
+	checkNothingLeft(t)
+}
+
+// runPrepared runs pods, and removes them.
+func runPrepared(t *testing.T, pods []podView) {
+	t.Helper()
 	for _, v := range pods {
 		if v.State != "prepared" {
 			t.Errorf("pod %v", v)
@@ -163,17 +182,6 @@ func TestWhole(t *testing.T) {
 		}
 		sh(t, "gantry rm "+v.UUID)
 	}
-	sh(t, "gantry gc")
-	if out := sh(t, "ls "+dataDir+"/tmp"); out != "" {
-		t.Errorf("a sweep leaves %s", out)
-	}
-	t.Logf("%d pods, %d of them promised", len(pods), len(want.Prepared))
-}
-
-// TestAfterCuts finds nothing else in the node itself, when the last cut was looked at.
-func TestAfterCuts(t *testing.T) {
-	connect(t)
-	checkNothingLeft(t)
 }
 
 // checkImages prepares a pod of every image that is listed, and reports whether the
