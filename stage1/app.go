@@ -101,6 +101,9 @@ func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, sp
 		return pod.Started{}, err
 	}
 	failpoint.Hit(failpoint.ContainerCreated)
+	if err := r.mark(p, a); err != nil {
+		return pod.Started{}, err
+	}
 	group, err := r.groupOf(m.Init.PID, a.cgroup.Path)
 	if err != nil {
 		return pod.Started{}, err
@@ -110,6 +113,21 @@ func (r *Runner) launch(ctx context.Context, d *pod.Dir, p *plan, a *appPlan, sp
 	}
 	failpoint.Hit(failpoint.ContainerStarted)
 	return pod.Started{Init: m.Init, Monitor: m.Monitor, StartedAt: time.Now(), Cgroup: group, OOMBefore: oomBefore}, nil
+}
+
+// mark tells the doctor whose the cgroups are that the runtime and systemd have just
+// made: the container's, and the slice that systemd makes with the first scope in it.
+func (r *Runner) mark(p *plan, a *appPlan) error {
+	groups := []string{a.cgroup.Path}
+	if _, own := r.podParent("", p.host); own == filepath.Dir(a.cgroup.Path) {
+		groups = append(groups, own)
+	}
+	for _, g := range groups {
+		if err := r.cgroups.SetOwner(g, r.pods.RunDir()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // groupOf is the group that holds a container's limits and statistics: path, or

@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,16 +11,23 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1/network"
+	"github.com/gantry-cri/gantry/translate"
 )
 
 const (
 	known = manifest.UUID("11111111-1111-4111-8111-111111111111")
 	gone  = manifest.UUID("22222222-2222-4222-8222-222222222222")
 )
+
+func TestMain(m *testing.M) {
+	manifest.RegisterIsolators()
+	os.Exit(m.Run())
+}
 
 // newDoctor makes directories with one pod that is there.
 func newDoctor(t testing.TB) *Doctor {
@@ -61,27 +69,85 @@ func TestOwnerOf(t *testing.T) {
 	}
 }
 
-func TestCgroupOf(t *testing.T) {
+func TestGroupOf(t *testing.T) {
 	id := strings.ReplaceAll(string(gone), "-", "") + strings.Repeat("a", 32)
+	kubepods := "/kubepods/burstable/pod1"
 	tests := []struct {
-		name, path string
-		ok         bool
+		name, parent, child string
+		ok                  bool
 	}{
-		{"pod", "/gantry/" + string(gone), true},
-		{"monitor", "/gantry-monitor/" + id, true},
-		{"slice", "/gantry.slice/gantry-" + id[:32] + ".slice", true},
-		{"scope", "/system.slice/gantry-monitor-" + id + ".scope", true},
-		{"somebody else's scope", "/system.slice/cri-containerd-" + id + ".scope", false},
-		{"the service", "/system.slice/gantry.service", false},
-		{"the parent", "/gantry", false},
+		{"pod", "/gantry", string(gone), true},
+		{"monitor", "/gantry-monitor", id, true},
+		{"slice", "/gantry.slice", "gantry-" + id[:32] + ".slice", true},
+		{"scope", "/system.slice", "gantry-monitor-" + id + ".scope", true},
+		{"a kubelet's container", kubepods, id, true},
+		{"a kubelet's container in a scope", kubepods, "gantry-" + id + ".scope", true},
+		{"somebody else's scope", "/system.slice", "cri-containerd-" + id + ".scope", false},
+		{"somebody else's container", kubepods, "cri-containerd-" + id + ".scope", false},
+		{"the service", "/system.slice", "gantry.service", false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			f, ok := cgroupOf(tt.path)
-			if ok != tt.ok || ok && f.Pod != gone {
-				t.Errorf("%s is %v of pod %s, want %v", tt.path, ok, f.Pod, tt.ok)
+			name := groupNames()[tt.parent]
+			if tt.parent == kubepods {
+				name = containerName()
+			}
+			f, ok := groupOf(tt.parent, tt.child, name)
+			if ok != tt.ok || ok && (f.Pod != gone || f.Name != tt.parent+"/"+tt.child) {
+				t.Errorf("%s in %s is %v, %+v, want %v", tt.child, tt.parent, ok, f, tt.ok)
 			}
 		})
+	}
+}
+
+// TestKubeletsCgroup has what containers left in the cgroup that a kubelet made for
+// their sandbox, which is there still: only what bears our mark is removed, and never the
+// kubelet's own.
+func TestKubeletsCgroup(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("cgroups: needs root")
+	}
+	d := newDoctor(t)
+	parent := fmt.Sprintf("/gantry-test-%d", os.Getpid())
+	pm, err := translate.Sandbox(&runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "a", Namespace: "default", Uid: "a"},
+		Linux:    &runtimeapi.LinuxPodSandboxConfig{CgroupParent: parent},
+	}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sandbox, err := d.pods.New(t.Context(), pod.Record{Owner: pod.OwnerCRI, Kind: pod.KindSandbox}, manifest.Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(sandbox.Commit(pm), sandbox.Close()); err != nil {
+		t.Fatal(err)
+	}
+	id := func(digit string) string { return parent + "/" + gone.Hex() + strings.Repeat(digit, 32) }
+	ours, theirs, nobodys := id("0"), id("1"), id("2")
+	err = errors.Join(d.cgroups.Create(ours), d.cgroups.SetOwner(ours, d.pods.RunDir()), d.cgroups.Create(nobodys),
+		d.cgroups.Create(theirs), d.cgroups.SetOwner(theirs, d.pods.RunDir()+"2"))
+	t.Cleanup(func() {
+		if err := d.cgroups.Remove(context.Background(), parent); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixed, err := d.Fix(t.Context())
+	if err != nil || len(fixed) != 1 || fixed[0].Name != ours || fixed[0].Pod != gone || !fixed[0].Fixed {
+		t.Errorf("removed %+v, %v; want %s", fixed, err, ours)
+	}
+	if d.cgroups.Exists(ours) || !d.cgroups.Exists(theirs) || !d.cgroups.Exists(nobodys) {
+		t.Errorf("our cgroup is there: %t, theirs: %t, nobody's: %t", d.cgroups.Exists(ours), d.cgroups.Exists(theirs), d.cgroups.Exists(nobodys))
+	}
+	if err := errors.Join(d.cgroups.Remove(t.Context(), theirs), d.cgroups.Remove(t.Context(), nobodys), d.cgroups.Create(ours),
+		d.cgroups.SetOwner(ours, d.pods.RunDir())); err != nil {
+		t.Fatal(err)
+	}
+	if fixed, err := d.Fix(t.Context()); err != nil || len(fixed) != 1 || !d.cgroups.Exists(parent) {
+		t.Errorf("removed %+v, %v; the kubelet's cgroup is there: %t", fixed, err, d.cgroups.Exists(parent))
 	}
 }
 

@@ -88,7 +88,9 @@ func (d *Doctor) remove(ctx context.Context, f Finding) error {
 			return d.cgroups.StopSlice(ctx, f.Name)
 		}
 		err := d.cgroups.Remove(ctx, f.Name)
-		d.cgroups.RemoveEmpty(filepath.Dir(f.Name))
+		if parent := filepath.Dir(f.Name); groupNames()[parent] != nil { // else it is the kubelet's
+			d.cgroups.RemoveEmpty(parent)
+		}
 		return err
 	case Namespace:
 		return unpin(f.Name)

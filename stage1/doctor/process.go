@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,7 +12,9 @@ import (
 	"sync"
 
 	"github.com/gantry-cri/gantry/stage0/manifest"
+	"github.com/gantry-cri/gantry/stage1/cgroup"
 	"github.com/gantry-cri/gantry/stage1/proc"
+	"github.com/gantry-cri/gantry/translate"
 )
 
 // programs are those that we start and that name our directories: an editor that
@@ -89,40 +92,50 @@ func processIDs() ([]int, error) {
 	return pids, nil
 }
 
-// cgroupNames are the names that pods' and monitors' cgroups have with either driver.
-// They are compiled when they are wanted: every start of the program would wait for it.
-var cgroupNames = sync.OnceValue(func() []*regexp.Regexp {
-	return []*regexp.Regexp{
-		regexp.MustCompile("^/gantry/" + uuidPattern + "$"),
-		regexp.MustCompile("^/gantry-monitor/" + hexPattern + "$"),
-		regexp.MustCompile(`^/gantry\.slice/gantry-([0-9a-f]{32})\.slice$`),
-		regexp.MustCompile(`^/system\.slice/gantry-monitor-` + hexPattern + `\.scope$`),
+// groupNames say how the cgroups of pods and monitors are called with either driver, by
+// what they lie in. They are compiled when they are wanted: every start of the program
+// would wait for it.
+var groupNames = sync.OnceValue(func() map[string]*regexp.Regexp {
+	return map[string]*regexp.Regexp{
+		"/gantry":         regexp.MustCompile("^" + uuidPattern + "$"),
+		"/gantry-monitor": regexp.MustCompile("^" + hexPattern + "$"),
+		"/gantry.slice":   regexp.MustCompile(`^gantry-([0-9a-f]{32})\.slice$`),
+		"/system.slice":   regexp.MustCompile(`^gantry-monitor-` + hexPattern + `\.scope$`),
 	}
+})
+
+// containerName is how a container's cgroup is called: the id, or the scope with it.
+var containerName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:gantry-)?` + hexPattern + `(?:\.scope)?$`)
 })
 
 // groups are cgroups that bear a pod's name and our mark, and hold no process. Those
 // of ours are found as processes, and then the group is empty; others may be of a pod that
 // is claimed, whose containers lie in the cgroup of one that is not.
 func (d *Doctor) groups() ([]Finding, error) {
+	names, err := d.places()
+	if err != nil {
+		return nil, err
+	}
 	var found []Finding
-	for _, parent := range []string{"/gantry", "/gantry-monitor", "/gantry.slice", "/system.slice"} {
-		names, err := d.cgroups.Children(parent)
+	for parent, name := range names {
+		children, err := d.cgroups.Children(parent)
 		if err != nil {
 			return nil, err
 		}
-		for _, n := range names {
-			f, ok := cgroupOf(parent + "/" + n)
+		for _, c := range children {
+			f, ok := groupOf(parent, c, name)
 			if !ok {
 				continue
 			}
 			if alive, err := d.cgroups.Populated(f.Name); err != nil || alive {
 				continue // what cannot be read has gone
 			}
-			ours, err := d.owns(f.Name)
+			owner, err := d.cgroups.Owner(f.Name)
 			if err != nil {
 				return nil, err
 			}
-			if ours {
+			if owner == d.pods.RunDir() {
 				found = append(found, f)
 			}
 		}
@@ -130,22 +143,43 @@ func (d *Doctor) groups() ([]Finding, error) {
 	return found, nil
 }
 
-// owns says whether a cgroup bears our mark. systemd makes slices, without a mark, so
-// that there the name must do.
-func (d *Doctor) owns(group string) (bool, error) {
-	owner, err := d.cgroups.Owner(group)
-	return owner == d.pods.RunDir() || owner == "" && strings.HasSuffix(group, ".slice"), err
+// places are groupNames, and the cgroups that a kubelet made for sandboxes, in which their
+// containers lie. Where those of a sandbox whose directory is gone lay nobody knows: the
+// kubelet removes its cgroup with all that is below.
+func (d *Doctor) places() (map[string]*regexp.Regexp, error) {
+	all, err := d.pods.List()
+	if err != nil {
+		return nil, err
+	}
+	names := maps.Clone(groupNames())
+	for _, u := range all {
+		pm, err := d.pods.Manifest(u)
+		if err != nil {
+			continue // never committed, deleted meanwhile, or damaged: it names no cgroup
+		}
+		config, _, err := translate.SandboxConfig(pm)
+		asked := config.GetLinux().GetCgroupParent()
+		if err != nil || asked == "" {
+			continue // no sandbox, or one with a cgroup of its own
+		}
+		// The driver may have been another when the sandbox was run.
+		for _, driver := range []cgroup.Driver{cgroup.Cgroupfs, cgroup.Systemd} {
+			parent, err := cgroup.ParentPath(driver, asked)
+			if err == nil && parent != "/" && names[parent] == nil {
+				names[parent] = containerName()
+			}
+		}
+	}
+	return names, nil
 }
 
-func cgroupOf(path string) (Finding, bool) {
-	for _, r := range cgroupNames() {
-		m := r.FindStringSubmatch(path)
-		if m == nil {
-			continue
-		}
-		hex := strings.ReplaceAll(m[1], "-", "")
-		u, err := manifest.ID(hex + strings.Repeat("0", 32)).UUID()
-		return Finding{Kind: Cgroup, Name: path, Pod: u}, err == nil
+// groupOf is the finding about a cgroup, if a name such as this one is ours.
+func groupOf(parent, child string, name *regexp.Regexp) (Finding, bool) {
+	m := name.FindStringSubmatch(child)
+	if m == nil {
+		return Finding{}, false
 	}
-	return Finding{}, false
+	hex := strings.ReplaceAll(m[1], "-", "")
+	u, err := manifest.ID(hex + strings.Repeat("0", 32)).UUID()
+	return Finding{Kind: Cgroup, Name: filepath.Join(parent, child), Pod: u}, err == nil
 }

@@ -7,9 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/test/harness"
 )
 
 // finding is a line of gantry doctor.
@@ -91,20 +94,34 @@ func (n *node) treat(t *testing.T) {
 }
 
 // TestDoctorLostDirectory deletes the directories of a sandbox with an init of its own,
-// of its container and of a pod of the command line, while all run.
+// of its container, of a pod of the command line and of a container beside another in a
+// kubelet's cgroup, while all run.
 func TestDoctorLostDirectory(t *testing.T) {
+	parent := harness.MakeCgroup(t)
 	n := newNode(t)
-	bystander := n.sandbox(t, "healthy").start(t, "bystander", forever)
+	config := sandboxConfig(t, "healthy", runtimeapi.NamespaceMode_CONTAINER)
+	config.Linux.CgroupParent = parent
+	healthy := n.sandboxOf(t, config)
+	bystander, lone := healthy.start(t, "bystander", forever), healthy.start(t, "lone", forever)
 	b := n.sandboxOf(t, sandboxConfig(t, "lost", runtimeapi.NamespaceMode_POD))
 	c := b.start(t, "c", forever)
 	u := n.sleeper(t)
 	n.CLI(t, "run-prepared", "--detach", u)
-	for _, lost := range []string{uuid(b.id), uuid(c), u} {
+	for _, lost := range []string{uuid(b.id), uuid(c), u, uuid(lone)} {
 		if err := os.RemoveAll(filepath.Join(n.Dir, "pods/by-id", lost)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	n.treat(t)
+	groups, err := harness.CgroupsBelow(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range groups {
+		if strings.Contains(g, lone) {
+			t.Errorf("%s is still there", g)
+		}
+	}
 	n.wantState(t, bystander, "RUNNING")
 	n.Restart(t) // forgets the pods whose directories are gone
 }
