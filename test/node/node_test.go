@@ -33,7 +33,7 @@ const sameInPods = "^TestKubelet$/^pods$/^(pull always|pull fails|bad command .*
 
 // suites run in the first boot, in this order, after the package is installed.
 var suites = []string{
-	suite("guest", "^TestPod$", "^TestAppArmor$", "^TestDaemonGoesContainersStay$", "^TestUpgrade$", "^TestWatchdog$"),
+	suite("guest", "^TestKubelet$", "^TestPod$", "^TestOthersSlice$", "^TestAppArmor$", "^TestDaemonGoesContainersStay$", "^TestUpgrade$", "^TestWatchdog$"),
 	suite("cgroup"), suite("overlay"), suite("stage1") + " -test.skip 'Formats?$'", // which read files of the checkout
 	suite("e2e") + " -test.skip '" + sameEverywhere + "'",
 	// more than four at once wait for the emulated processors until they give up
