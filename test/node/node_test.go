@@ -29,7 +29,7 @@ const sameEverywhere = "^TestPull|^TestKilledDuringPullImage$|^TestImageListAndR
 	"^TestMissingNetworkConfiguration$|^TestMissingRuntime$|^TestUnknownHandler$|^TestFullDisk$|^TestCrun$"
 
 // sameInPods are the kubelet's pods of which the same is true.
-const sameInPods = "^TestKubelet$/^pods$/^(pull always|pull fails|bad command .*)$"
+const sameInPods = "^TestKubelet$/^pods$/^(pull always|bad command .*)$"
 
 // suites run in the first boot, in this order, after the package is installed.
 var suites = []string{
