@@ -23,9 +23,9 @@ func newDoctor(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Find what no pod claims: processes, networks, namespaces, mounts, cgroups",
-		Long:  "Compare what the kernel has with what pods claim, and print what no pod claims.\nIt ends with code 1 if something is left. A sweep (gantry gc) undoes what pods do\nclaim; the doctor is for what a sweep cannot know of.\n\n" +
+		Long: "Compare what the kernel has with what pods claim, and print what no pod claims.\nIt ends with code 1 if something is left. A sweep (gantry gc) undoes what pods do\nclaim; the doctor is for what a sweep cannot know of.\n\n" +
 			"Cgroups are looked for in gantry's own, among systemd's monitor scopes, and in those\nthat a kubelet made for the sandboxes of which the directory is there; one whose start\nwas killed before it was marked is left.",
-		Args:  exactly(0, "no arguments"),
+		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return needRoot(func() error { return examine(cmd, o, format, fix) })
 		},
