@@ -61,7 +61,7 @@ func TestPool(t *testing.T) {
 	if err := take("another"); !errors.Is(err, errdefs.ErrBusy) {
 		t.Errorf("when all are taken: %v", err)
 	}
-	gone["pod7"] = true
+	gone["pod2"] = true
 	if err := take("heir"); err != nil {
 		t.Errorf("when one is free again: %v", err)
 	}
