@@ -8,9 +8,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,7 +31,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestRun(t *testing.T) {
+// testConfig is of a daemon on directories of its own.
+func testConfig(t *testing.T) Config {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("the daemon looks at cgroups and trees as root")
 	}
@@ -40,6 +45,50 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return cfg
+}
+
+// TestTend has something for each of two sweeps, and waits for neither.
+func TestTend(t *testing.T) {
+	h, err := open(t.Context(), testConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Whoever asks for a signal first starts a goroutine that never ends, which must not
+	// lie in the bubble.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() { ended <- h.tend(ctx) }()
+		for n := range 2 {
+			aborted := h.pipeline.Pods.Path("00000000-0000-4000-8000-000000000001")
+			if err := os.Mkdir(aborted, 0o750); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(sweepPause - time.Second)
+			synctest.Wait()
+			if _, err := os.Stat(aborted); err != nil {
+				t.Errorf("sweep %d came early: %v", n, err)
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if _, err := os.Stat(aborted); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("sweep %d left a prepare that was cut short: %v", n, err)
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRun(t *testing.T) {
+	cfg := testConfig(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	ended := make(chan error, 1)
