@@ -179,12 +179,14 @@ func (r *Runner) Remove(ctx context.Context, u manifest.UUID) (err error) {
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
 	switch d.Place() {
+	case pod.Nowhere:
+		return nil // the beginning of a prepare that was cut short: it has no record, and stage0 sweeps it
 	case pod.InRun:
 		if err := r.finishLocked(ctx, d); err != nil {
 			return err
 		}
 		err = d.MoveTo(pod.InExitedGarbage)
-	case pod.Nowhere, pod.InPrepare, pod.InPrepared:
+	case pod.InPrepare, pod.InPrepared:
 		err = d.MoveTo(pod.InGarbage)
 	}
 	if err != nil {

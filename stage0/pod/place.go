@@ -77,10 +77,13 @@ func (p *Pods) InPlace(pl Place) ([]manifest.UUID, error) {
 
 // MoveTo renames the pod's link, which is the whole transition. The pods of the
 // command line outlive a boot, so for them both ends of the rename are synced; what
-// begins in prepare need not outlive anything.
+// begins in prepare need not outlive anything. ErrState is a move that Transitions do not have.
 func (d *Dir) MoveTo(to Place) error {
 	if d.place == to {
 		return nil
+	}
+	if !mayMove(d.place, to) {
+		return fmt.Errorf("move pod %s from place %q to %s: %w", d.uuid, d.place, to, errdefs.ErrState)
 	}
 	if d.place == Nowhere {
 		if err := os.Symlink(filepath.Join("..", byID, string(d.uuid)), d.pods.link(to, d.uuid)); err != nil {

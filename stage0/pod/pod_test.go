@@ -63,6 +63,9 @@ func TestPodPassesItsPlaces(t *testing.T) {
 	if err := d.Delete(); !errors.Is(err, errdefs.ErrState) {
 		t.Fatalf("deleting a prepared pod: %v", err)
 	}
+	if err := d.MoveTo(InExitedGarbage); !errors.Is(err, errdefs.ErrState) || d.Place() != InPrepared {
+		t.Fatalf("from prepared to exited-garbage: %v, now in %s", err, d.Place())
+	}
 	self, err := ReadProcess(os.Getpid())
 	if err != nil {
 		t.Fatal(err)

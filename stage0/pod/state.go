@@ -1,5 +1,7 @@
 package pod
 
+import "slices"
+
 // State is a pod's state in rkt's words.
 type State string
 
@@ -105,6 +107,50 @@ var Table = [...]Row{
 	{InExitedGarbage, true, Dash, Dash, Either, Either, Unlisted},
 	{InGarbage, false, Dash, Dash, Either, Either, Unlisted},
 	{InGarbage, true, Dash, Dash, Either, Either, Unlisted},
+}
+
+// Transition leads from one state of a pod to another. In run a state is a phase of the
+// table; elsewhere the place says all.
+type Transition struct {
+	From      Place
+	FromPhase Phase // only in run
+	To        Place
+	ToPhase   Phase // only in run
+	Sandbox   bool  // no app's
+}
+
+// Transitions are all that there are of Table's states, as docs/pod-lifecycle.md has them
+// with the test of each. MoveTo refuses every other move of a link. What happens in run is
+// no move: processes end and records are written.
+var Transitions = [...]Transition{
+	{From: Nowhere, To: InPrepare},
+	{From: InPrepare, To: InPrepared},
+	{From: InPrepare, To: InGarbage},
+	{From: InPrepare, To: Nowhere},
+	{From: InPrepared, To: InRun, ToPhase: Starting},
+	{From: InPrepared, To: InRun, ToPhase: Ended},
+	{From: InPrepared, To: InGarbage},
+	{From: InRun, FromPhase: Starting, To: InPrepared},
+	{From: InRun, FromPhase: Starting, To: InRun, ToPhase: Up},
+	{From: InRun, FromPhase: Starting, To: InRun, ToPhase: Unmonitored},
+	{From: InRun, FromPhase: Starting, To: InRun, ToPhase: Ended},
+	{From: InRun, FromPhase: Up, To: InRun, ToPhase: Unmonitored},
+	{From: InRun, FromPhase: Up, To: InRun, ToPhase: Draining},
+	{From: InRun, FromPhase: Up, To: InRun, ToPhase: Lost},
+	{From: InRun, FromPhase: Unmonitored, To: InRun, ToPhase: Lost},
+	{From: InRun, FromPhase: Draining, To: InRun, ToPhase: Lost},
+	{From: InRun, FromPhase: Lost, To: InRun, ToPhase: Ended},
+	{From: InRun, FromPhase: Ended, To: InRun, ToPhase: Up, Sandbox: true},
+	{From: InRun, FromPhase: Up, To: InRun, ToPhase: Ended, Sandbox: true},
+	{From: InRun, FromPhase: Ended, To: InExitedGarbage},
+	{From: InRun, FromPhase: Lost, To: InGarbage},
+	{From: InExitedGarbage, To: Nowhere},
+	{From: InGarbage, To: Nowhere},
+}
+
+// mayMove says whether a link may be moved from one place to another.
+func mayMove(from, to Place) bool {
+	return slices.ContainsFunc(Transitions[:], func(t Transition) bool { return t.From == from && t.To == to })
 }
 
 func (r Row) fits(f Row) bool {

@@ -26,7 +26,9 @@ func TestRows(t *testing.T) {
 	}{
 		{"nowhere", rowNowhere},
 		{"prepare", rowPrepare},
+		{"prepare-sandbox", rowPrepareSandbox},
 		{"prepared", rowPrepared},
+		{"refused", rowRefused},
 		{"ended", rowEnded},
 		{"starting", rowStarting},
 		{"running", rowRunning},
@@ -35,6 +37,7 @@ func TestRows(t *testing.T) {
 		{"lost", rowLost},
 		{"sandbox", rowSandbox},
 		{"garbage", rowGarbage},
+		{"garbage-sandbox", rowGarbageSandbox},
 	} {
 		t.Run(row.name, func(t *testing.T) { row.test(t, b) })
 	}
@@ -130,6 +133,24 @@ func rowPrepare(t *testing.T, b *box) {
 	if b.byID(t)[u] {
 		t.Error("an aborted prepare was not swept")
 	}
+	cmd = stopped(t, b, "record-written", "prepare", "--quiet", "docker://"+b.image)
+	u = b.added(t, before)
+	kill(cmd)
+	b.CLI(t, "rm", u)
+	if b.place(t, u) != "" || b.byID(t)[u] {
+		t.Error("an aborted prepare was not removed")
+	}
+}
+
+func rowPrepareSandbox(t *testing.T, b *box) {
+	u := b.sandboxKilled(t, "pod-in-prepare", sandboxConfig(t, "prepare", runtimeapi.NamespaceMode_POD))
+	if p := b.place(t, u); p != "prepare" {
+		t.Errorf("a sandbox that is prepared is in %q", p)
+	}
+	b.Start(t)
+	if b.listed(t, u) || b.byID(t)[u] {
+		t.Error("an aborted prepare of a sandbox was not swept")
+	}
 }
 
 func rowPrepared(t *testing.T, b *box) {
@@ -137,6 +158,18 @@ func rowPrepared(t *testing.T, b *box) {
 	b.wantState(t, id, "CREATED")
 	b.Restart(t)
 	b.wantState(t, id, "CREATED")
+}
+
+// rowRefused is a container whose start finds, before it makes anything, that it cannot be.
+func rowRefused(t *testing.T, b *box) {
+	id := b.create(t, "refused", "exit 0")
+	if err := os.Truncate(filepath.Join(b.Dir, "pods/by-id", uuid(id), "manifest"), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.startID(t, id); err == nil {
+		t.Error("a container without a manifest was started")
+	}
+	b.exited(t, id, 128, "StartError")
 }
 
 func rowEnded(t *testing.T, b *box) {
@@ -225,27 +258,27 @@ func rowLost(t *testing.T, b *box) {
 	}
 }
 
-// preparedSandbox has the daemon die before it runs what it prepared.
-func preparedSandbox(t *testing.T, n *box, config *runtimeapi.PodSandboxConfig) {
+// sandboxKilled has the daemon die at a point of a sandbox's life, and returns the sandbox.
+func (n *node) sandboxKilled(t *testing.T, point string, config *runtimeapi.PodSandboxConfig) (uuid string) {
 	t.Helper()
 	before := n.byID(t)
-	n.Environ("GANTRY_FAILPOINT=pod-prepared")
+	n.Environ("GANTRY_FAILPOINT=" + point)
 	n.Restart(t)
 	if _, err := n.RunPodSandbox(call(t), &runtimeapi.RunPodSandboxRequest{Config: config}); err == nil {
-		t.Fatal("the daemon passed pod-prepared")
+		t.Fatalf("the daemon passed %s", point)
 	}
 	<-n.Exited()
 	n.Environ()
-	n.Start(t)
-	u := n.added(t, before)
-	if p := n.place(t, u); p != "prepared" || !n.listed(t, u) {
-		t.Errorf("a prepared sandbox is in %q, or not listed", p)
-	}
+	return n.added(t, before)
 }
 
 func rowSandbox(t *testing.T, n *box) {
 	config := sandboxConfig(t, "ready", runtimeapi.NamespaceMode_POD)
-	preparedSandbox(t, n, config)
+	u := n.sandboxKilled(t, "pod-prepared", config)
+	n.Start(t)
+	if p := n.place(t, u); p != "prepared" || !n.listed(t, u) {
+		t.Errorf("a prepared sandbox is in %q, or not listed", p)
+	}
 	b := n.sandboxOf(t, config)
 	if !b.ready(t) {
 		t.Error("a sandbox that runs is not ready")
@@ -270,20 +303,42 @@ func rowSandbox(t *testing.T, n *box) {
 }
 
 func rowGarbage(t *testing.T, b *box) {
-	for _, place := range []string{"garbage", "exited-garbage"} {
+	for _, place := range garbage {
 		u := b.sleeper(t)
-		link := filepath.Join(b.Dir, "pods", "prepared", u)
-		if err := os.Rename(link, filepath.Join(b.Dir, "pods", place, u)); err != nil {
-			t.Fatal(err)
-		}
-		if place == "garbage" { // a deletion that was cut short took the record first
-			if err := os.Remove(filepath.Join(b.Dir, "pods/by-id", u, "pod.json")); err != nil {
-				t.Fatal(err)
-			}
-		}
+		b.toGarbage(t, u, place)
 		b.CLI(t, "gc")
 		if p := b.place(t, u); p != "" || b.byID(t)[u] {
 			t.Errorf("a pod in %s was not deleted: %q", place, p)
 		}
+	}
+}
+
+func rowGarbageSandbox(t *testing.T, b *box) {
+	for _, place := range garbage {
+		u := b.sandboxKilled(t, "pod-prepared", sandboxConfig(t, place, runtimeapi.NamespaceMode_POD))
+		b.toGarbage(t, u, place)
+		b.Start(t)
+		if p := b.place(t, u); p != "" || b.byID(t)[u] || b.listed(t, u) {
+			t.Errorf("a sandbox in %s was not deleted: %q", place, p)
+		}
+	}
+}
+
+// garbage are the places of pods that are being deleted.
+var garbage = []string{"garbage", "exited-garbage"}
+
+// toGarbage brings a prepared pod to where a deletion has been cut short: in one of both
+// places it took the record first.
+func (n *node) toGarbage(t *testing.T, u, place string) {
+	t.Helper()
+	pods := filepath.Join(n.Dir, "pods")
+	if err := os.Rename(filepath.Join(pods, "prepared", u), filepath.Join(pods, place, u)); err != nil {
+		t.Fatal(err)
+	}
+	if place != "garbage" {
+		return
+	}
+	if err := os.Remove(filepath.Join(pods, "by-id", u, "pod.json")); err != nil {
+		t.Fatal(err)
 	}
 }
