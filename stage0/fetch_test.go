@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,16 +145,15 @@ func TestFetch(t *testing.T) {
 	needRoot(t)
 	reg := registrytest.Start(t)
 	for _, tc := range []struct {
-		name          string
-		docker, plain bool
+		name   string
+		docker bool
+		mk     func(testing.TB, bool, []byte) v1.Layer
 	}{
-		{name: "oci-gzip"}, {name: "oci-plain", plain: true}, {name: "docker-gzip", docker: true}, {name: "docker-plain", docker: true, plain: true},
+		{"oci-gzip", false, registrytest.Layer}, {"oci-plain", false, registrytest.PlainLayer}, {"oci-zstd", false, registrytest.ZstdLayer},
+		{"docker-gzip", true, registrytest.Layer}, {"docker-plain", true, registrytest.PlainLayer}, {"docker-zstd", true, registrytest.ZstdLayer},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			mk := registrytest.Layer
-			if tc.plain {
-				mk = registrytest.PlainLayer
-			}
+			mk := tc.mk
 			img := registrytest.Image(t, registrytest.Spec{Docker: tc.docker, Platform: linux, Author: tc.name, Layers: []v1.Layer{
 				mk(t, tc.docker, registrytest.Tar(t, "low", "1")), mk(t, tc.docker, registrytest.Tar(t, "top", "2")),
 			}})
@@ -211,6 +212,64 @@ func checkImage(t *testing.T, p *stage0.Pipeline, e store.Entry, img v1.Image) {
 	}
 	if low := trees[len(trees)-1]; rootfsFile(t, p, low, "low") != "1" {
 		t.Error("the lowest layer has other contents")
+	}
+}
+
+// A foreign layer comes from the registry as any other does, and from nowhere else.
+func TestFetchForeignLayers(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	var trapped atomic.Int64
+	trap := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		trapped.Add(1)
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer trap.Close()
+	const oci, docker = "application/vnd.oci.image.layer.nondistributable.v1.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar"
+	for i, tc := range []struct {
+		kind   types.MediaType
+		docker bool
+		mk     func(testing.TB, bool, []byte) v1.Layer
+	}{
+		{oci, false, registrytest.PlainLayer}, {oci + "+gzip", false, registrytest.Layer}, {oci + "+zstd", false, registrytest.ZstdLayer},
+		{docker, true, registrytest.PlainLayer}, {docker + ".gzip", true, registrytest.Layer},
+	} {
+		t.Run(string(tc.kind), func(t *testing.T) {
+			low, top := tc.mk(t, tc.docker, registrytest.Tar(t, "low", "1")), registrytest.Layer(t, tc.docker, registrytest.Tar(t, "top", "2"))
+			url := trap.URL + "/layer"
+			img := registrytest.Image(t, registrytest.Spec{Docker: tc.docker, Platform: linux, Layers: []v1.Layer{registrytest.ForeignLayer(low, tc.kind, url, url), top}})
+			repo := fmt.Sprintf("foreign/%d", i)
+			reg.Push(t, repo+":parts", registrytest.Image(t, registrytest.Spec{Platform: linux, Layers: []v1.Layer{low, top}}))
+			name := reg.Push(t, repo+":1", img)
+			p, _ := newPipeline(t, t.TempDir())
+			e, err := p.Fetch(t.Context(), request(t, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkImage(t, p, e, img)
+			if got := e.Image.Layers[0].MediaType; got != string(tc.kind) {
+				t.Errorf("the layer is recorded as %s", got)
+			}
+
+			gone := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+				if strings.HasSuffix(q.URL.Path, digestOf(t, low)) {
+					w.WriteHeader(http.StatusNotFound)
+					return
+				}
+				next.ServeHTTP(w, q)
+			})
+			dir := t.TempDir()
+			p, _ = newPipeline(t, dir)
+			_, err = p.Fetch(t.Context(), request(t, gone.Host+"/"+repo+":1"))
+			const text = ": it is a foreign layer, and the 2 addresses that its manifest names for it are never asked"
+			if !errors.Is(err, errdefs.ErrNotFound) || !strings.Contains(fmt.Sprint(err), text) || !strings.Contains(fmt.Sprint(err), "layer "+digestOf(t, low)) {
+				t.Errorf("error %v, want ErrNotFound and %q", err, text)
+			}
+			wantEmpty(t, dir, "images")
+		})
+	}
+	if n := trapped.Load(); n != 0 {
+		t.Errorf("the addresses were asked %d times", n)
 	}
 }
 

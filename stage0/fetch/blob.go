@@ -38,16 +38,17 @@ func (m *remote) BlobFrom(ctx context.Context, layer ocispec.Descriptor, from in
 func (m *remote) open(ctx context.Context, desc ocispec.Descriptor, from int64) (*blobReader, error) {
 	// A manifest may send its reader to any address in the world, or behind the
 	// firewall; docker stopped to follow.
+	elsewhere := desc.URLs
 	desc.URLs = nil
 	ctx, tr := m.withTrace(discardLogs(ctx))
 	ctx, cancel := context.WithCancelCause(ctx)
-	b := &blobReader{ctx: ctx, cancel: cancel, trace: tr, desc: desc, fetcher: m.fetcher, idle: m.cfg.IdleTimeout}
+	b := &blobReader{ctx: ctx, cancel: cancel, trace: tr, desc: desc, elsewhere: elsewhere, fetcher: m.fetcher, idle: m.cfg.IdleTimeout}
 	b.got.Store(from)
 	b.mark = from
 	b.timer = time.AfterFunc(b.idle, b.silent)
 	b.timer.Stop()
 	if err := b.connect(); err != nil {
-		err = tr.explain(ctx, err)
+		err = b.explain(err)
 		cancel(nil)
 		return nil, err
 	}
@@ -113,6 +114,8 @@ type blobReader struct {
 	fetcher remotes.Fetcher
 	idle    time.Duration
 	timer   *time.Timer // runs while a Read waits: a slow disk is not a slow registry
+
+	elsewhere []string // the addresses that the manifest names, and that are not asked
 
 	mu    sync.Mutex // held by Read and by Close, so that rc is not closed under a Read
 	rc    io.ReadCloser
@@ -196,7 +199,7 @@ func (b *blobReader) readOnce(p []byte) (int, error) {
 // resume connects again after err, if that can help, or says what went wrong.
 func (b *blobReader) resume(err error) error {
 	if b.ctx.Err() != nil || !errors.Is(b.trace.classify(b.ctx, err), errdefs.ErrUnavailable) {
-		return b.trace.explain(b.ctx, err)
+		return b.explain(err)
 	}
 	got := b.got.Load()
 	if got-b.mark >= resumeProgress {
@@ -205,17 +208,30 @@ func (b *blobReader) resume(err error) error {
 	b.mark = got
 	pause, ok := b.trace.mayRetry(0)
 	if !ok {
-		return b.trace.explain(b.ctx, err)
+		return b.explain(err)
 	}
 	b.drop(nil)
 	_ = b.rc.Close() // what it says about a connection that broke is no news
 	if err := sleep(b.ctx, pause); err != nil {
-		return b.trace.explain(b.ctx, err)
+		return b.explain(err)
 	}
 	if err := b.connect(); err != nil {
-		return b.trace.explain(b.ctx, err)
+		return b.explain(err)
 	}
 	return nil
+}
+
+func (b *blobReader) explain(err error) error {
+	return explainForeign(b.elsewhere, b.trace.explain(b.ctx, err))
+}
+
+// explainForeign adds to an error why a layer is not found that its manifest would have
+// fetched from other addresses. It does not say which: they may be signed.
+func explainForeign(elsewhere []string, err error) error {
+	if len(elsewhere) == 0 || !errors.Is(err, errdefs.ErrNotFound) {
+		return err
+	}
+	return fmt.Errorf("it is a foreign layer, and the %d addresses that its manifest names for it are never asked; push it beside the image: %w", len(elsewhere), err)
 }
 
 // Close is part of io.Closer. It ends a Read that another goroutine is in.

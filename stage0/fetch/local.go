@@ -105,7 +105,7 @@ func (l *Local) Blob(_ context.Context, layer ocispec.Descriptor) (io.ReadCloser
 		err = errors.Join(fmt.Errorf("it has %d bytes, %d were promised: %w", size, layer.Size, errdefs.ErrUnverified), r.Close())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", layer.Digest, err)
+		return nil, fmt.Errorf("layer %s: %w", layer.Digest, explainForeign(layer.URLs, err))
 	}
 	return r, nil
 }

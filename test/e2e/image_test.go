@@ -67,6 +67,8 @@ func TestPullFormats(t *testing.T) {
 	n := startNode(t, harness.GantryOptions{})
 	oci, docker, indexed := variant(t, images.OCI, "1"), variant(t, images.Docker, "2"), variant(t, images.OCI, "3")
 	listed := variant(t, images.Docker, "4")
+	zstd := must(images.Busybox(images.Options{Compression: images.Zstd, Unique: "5"}))(t)
+	dockerZstd := must(images.Busybox(images.Options{Format: images.Docker, Compression: images.Zstd, Unique: "6"}))(t)
 	tests := []struct {
 		name string
 		push remote.Taggable
@@ -74,6 +76,8 @@ func TestPullFormats(t *testing.T) {
 	}{
 		{"oci", oci, oci},
 		{"docker-schema-2", docker, docker},
+		{"oci-zstd", zstd, zstd},
+		{"docker-zstd", dockerZstd, dockerZstd},
 		{"oci-index", must(images.Index(images.OCI, indexed))(t), indexed},
 		{"docker-manifest-list", must(images.Index(images.Docker, listed))(t), listed},
 	}

@@ -127,7 +127,7 @@ func (o Options) compressor(f io.Writer) (io.WriteCloser, types.MediaType, error
 		return gzip.NewWriter(f), o.Format.mediaTypes().layer, nil
 	case Zstd:
 		z, err := zstd.NewWriter(f, zstd.WithEncoderLevel(zstd.SpeedDefault))
-		return z, types.OCILayerZStd, err
+		return z, o.Format.mediaTypes().zstdLayer, err
 	}
 	return nil, "", fmt.Errorf("unknown compression %q", o.Compression)
 }

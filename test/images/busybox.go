@@ -45,7 +45,11 @@ func Busybox(o Options) (v1.Image, error) {
 	if err := addBusybox(l, libraries); err != nil {
 		return nil, err
 	}
-	layer, err := l.gzipped(o.Format.mediaTypes().layer)
+	compress, mt := l.gzipped, o.Format.mediaTypes().layer
+	if o.Compression == Zstd {
+		compress, mt = l.zstandard, o.Format.mediaTypes().zstdLayer
+	}
+	layer, err := compress(mt)
 	if err != nil {
 		return nil, err
 	}

@@ -23,30 +23,30 @@ const (
 	Docker Format = "docker" // Docker schema 2
 )
 
-// Compression is how the layers of [Big] are compressed.
+// Compression is how the layers of [Big] and [Busybox] are compressed.
 type Compression string
 
 // The compressions. The zero Compression is Gzip.
 const (
 	Gzip Compression = "gzip" // as gzip -6
-	Zstd Compression = "zstd" // as zstd -3; OCI alone knows it
+	Zstd Compression = "zstd" // as zstd -3
 )
 
 // mediaTypes are the types of one format.
 type mediaTypes struct {
-	index, manifest, config, layer, plainLayer types.MediaType
+	index, manifest, config, layer, plainLayer, zstdLayer types.MediaType
 }
 
 func (f Format) mediaTypes() mediaTypes {
 	if f == Docker {
 		return mediaTypes{
 			index: types.DockerManifestList, manifest: types.DockerManifestSchema2, config: types.DockerConfigJSON,
-			layer: types.DockerLayer, plainLayer: types.DockerUncompressedLayer,
+			layer: types.DockerLayer, plainLayer: types.DockerUncompressedLayer, zstdLayer: types.DockerUncompressedLayer + ".zstd",
 		}
 	}
 	return mediaTypes{
 		index: types.OCIImageIndex, manifest: types.OCIManifestSchema1, config: types.OCIConfigJSON,
-		layer: types.OCILayer, plainLayer: types.OCIUncompressedLayer,
+		layer: types.OCILayer, plainLayer: types.OCIUncompressedLayer, zstdLayer: types.OCILayerZStd,
 	}
 }
 
@@ -56,7 +56,7 @@ const Label = "dev.gantry.test"
 // Options vary how an image is written, not what runs in it.
 type Options struct {
 	Format      Format
-	Compression Compression // of [Big]
+	Compression Compression // of [Big] and [Busybox]
 	Unique      string      // goes into the configuration, so that its digest (the image id) is another one
 
 	platform v1.Platform // zero: this machine's

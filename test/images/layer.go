@@ -8,6 +8,7 @@ import (
 	"path"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/compression"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -98,12 +99,21 @@ func (l *layerTar) bytes() ([]byte, error) {
 
 // gzipped is the layer compressed by gzip.
 func (l *layerTar) gzipped(mt types.MediaType) (v1.Layer, error) {
+	return l.compressed(mt, compression.GZip)
+}
+
+// zstandard is the layer compressed by zstd.
+func (l *layerTar) zstandard(mt types.MediaType) (v1.Layer, error) {
+	return l.compressed(mt, compression.ZStd)
+}
+
+func (l *layerTar) compressed(mt types.MediaType, by compression.Compression) (v1.Layer, error) {
 	data, err := l.bytes()
 	if err != nil {
 		return nil, err
 	}
 	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
-	return tarball.LayerFromOpener(open, tarball.WithMediaType(mt), tarball.WithCompressedCaching)
+	return tarball.LayerFromOpener(open, tarball.WithMediaType(mt), tarball.WithCompression(by), tarball.WithCompressedCaching)
 }
 
 // plain is the layer as it is, uncompressed.

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/zstd"
 )
 
 // Spec describes an image. The zero value of each field is the usual case.
@@ -116,6 +117,26 @@ func PlainLayer(t testing.TB, docker bool, archive []byte) v1.Layer {
 		kind = types.DockerUncompressedLayer
 	}
 	return RawLayer(t, archive, archive, kind)
+}
+
+// ZstdLayer makes a zstd layer of an archive.
+func ZstdLayer(t testing.TB, docker bool, archive []byte) v1.Layer {
+	t.Helper()
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kind := types.OCILayerZStd
+	if docker {
+		kind = types.DockerUncompressedLayer + ".zstd"
+	}
+	return RawLayer(t, archive, z.EncodeAll(archive, nil), kind)
+}
+
+// ForeignLayer makes a foreign layer of a layer, with the addresses where it is said to
+// be. Push leaves it to the test to push the layer itself to the same repository.
+func ForeignLayer(l v1.Layer, kind types.MediaType, urls ...string) v1.Layer {
+	return &foreignLayer{l, kind, urls}
 }
 
 // RawLayer makes a layer of an archive and its blob.

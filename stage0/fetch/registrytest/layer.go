@@ -5,6 +5,7 @@ import (
 	"io"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -26,6 +27,26 @@ func (l *layer) Size() (int64, error) { return int64(len(l.blob)), nil }
 
 // MediaType is part of v1.Layer.
 func (l *layer) MediaType() (types.MediaType, error) { return l.kind, nil }
+
+// foreignLayer is a layer that its manifest would fetch from elsewhere.
+type foreignLayer struct {
+	v1.Layer
+	kind types.MediaType
+	urls []string
+}
+
+// MediaType is part of v1.Layer.
+func (l *foreignLayer) MediaType() (types.MediaType, error) { return l.kind, nil }
+
+// Descriptor is what the manifest has of it.
+func (l *foreignLayer) Descriptor() (*v1.Descriptor, error) {
+	d, err := partial.Descriptor(l.Layer)
+	if err != nil {
+		return nil, err
+	}
+	d.MediaType, d.URLs = l.kind, l.urls
+	return d, nil
+}
 
 // Compressed is part of v1.Layer.
 func (l *layer) Compressed() (io.ReadCloser, error) {

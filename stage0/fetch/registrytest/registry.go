@@ -62,7 +62,8 @@ func start(t testing.TB, program, host string, s Security) *Registry {
 	t.Helper()
 	dir := t.TempDir()
 	config := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q%s}\n%s", filepath.Join(dir, "data"), host, s.http(t, dir), s.auth(t, dir))
+	// Addresses of foreign layers are refused where none is allowed.
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nvalidation: {manifests: {urls: {allow: [\".*\"]}}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q%s}\n%s", filepath.Join(dir, "data"), host, s.http(t, dir), s.auth(t, dir))
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -220,6 +221,15 @@ func Falsify(w http.ResponseWriter, q *http.Request, next http.Handler, change f
 	}
 	w.WriteHeader(rec.Code)
 	_, _ = w.Write(body) // a client that went away
+}
+
+// Serves asks whether next would answer a request, without its body.
+func Serves(next http.Handler, q *http.Request) bool {
+	q = q.Clone(q.Context())
+	q.Method = http.MethodHead
+	rec := httptest.NewRecorder()
+	next.ServeHTTP(rec, q)
+	return rec.Code == http.StatusOK || rec.Code == http.StatusPartialContent
 }
 
 // Hang waits until the client goes away.

@@ -133,6 +133,7 @@ func (a *Authority) issue(t testing.TB) tls.Certificate {
 	key := newKey(t)
 	form := certificate("127.0.0.1")
 	form.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	form.DNSNames = []string{"registry.invalid"} // by which only a proxy finds it
 	form.KeyUsage = x509.KeyUsageDigitalSignature
 	form.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	der, _ := sign(t, form, a.cert, key, a.key)
