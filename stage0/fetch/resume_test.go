@@ -13,7 +13,9 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -84,12 +86,19 @@ func TestResumeThroughFreshRedirect(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		end  func(http.ResponseWriter)
+		life time.Duration // of a token
 	}{
-		{"cut", func(http.ResponseWriter) { panic(http.ErrAbortHandler) }},
-		{"reset", reset},
-		{"stalls", func(http.ResponseWriter) { <-t.Context().Done() }},
+		{"cut", func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, time.Hour},
+		{"reset", reset, time.Hour},
+		{"stalls", func(http.ResponseWriter) { <-t.Context().Done() }, time.Hour},
+		{"cut after the token's end", func(http.ResponseWriter) {
+			time.Sleep(3 * time.Second)
+			panic(http.ErrAbortHandler)
+		}, 2 * time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			tokens.Life = tc.life // of those that are issued from now on
+			before := tokens.Issued()
 			var sent, redirects atomic.Int64
 			storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 				if q.Header.Get("Authorization") != "" {
@@ -107,13 +116,17 @@ func TestResumeThroughFreshRedirect(t *testing.T) {
 			}))
 			defer storage.Close()
 			p := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
-				if q.Method == http.MethodGet && strings.HasSuffix(q.URL.Path, digestOf(t, layer)) && q.Header.Get("Authorization") != "" {
+				if q.Method == http.MethodGet && strings.HasSuffix(q.URL.Path, digestOf(t, layer)) && registrytest.Serves(next, q) {
 					http.Redirect(w, q, fmt.Sprintf("%s/?signature=%d", strings.Replace(storage.URL, "127.0.0.1", "localhost", 1), redirects.Add(1)), http.StatusTemporaryRedirect)
 					return
 				}
 				next.ServeHTTP(w, q)
 			})
-			blobs, err := pulls(t, fetch.Config{Credentials: as(right()), IdleTimeout: 3 * time.Second}, p.Host+"/a/b:1")
+			idle := 3 * time.Second
+			if tc.life < time.Minute {
+				idle = time.Minute // it is cut, and not given up for its silence
+			}
+			blobs, err := pulls(t, fetch.Config{Credentials: as(right()), IdleTimeout: idle}, p.Host+"/a/b:1")
 			if err != nil || len(blobs) != 1 || !bytes.Equal(blobs[0], want) {
 				t.Fatalf("got %d blobs, %v", len(blobs), err)
 			}
@@ -121,6 +134,10 @@ func TestResumeThroughFreshRedirect(t *testing.T) {
 			again := sent.Load() != int64(len(want)) && tc.name != "reset"
 			if redirects.Load() < 3 || again {
 				t.Errorf("%d redirects, %d bytes of %d", redirects.Load(), sent.Load(), len(want))
+			}
+			// One for the first request, and one for each that came after the end of the last.
+			if got := int64(tokens.Issued() - before); got < 1 || tc.life < time.Minute && got < redirects.Load() {
+				t.Errorf("%d tokens for %d redirects", got, redirects.Load())
 			}
 		})
 	}
@@ -440,22 +457,78 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// The environment is read once by a process, so the test is one of its own.
+// How often, and after what pauses: they double, so that a registry in trouble is left
+// alone, and they end.
+func TestBackoffGrows(t *testing.T) {
+	reg := registrytest.Start(t)
+	var mu sync.Mutex
+	var at []time.Time
+	p := reg.Proxy(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		mu.Lock()
+		defer mu.Unlock()
+		at = append(at, time.Now())
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	if _, err := pulls(t, fetch.Config{}, p.Host+"/i:1"); !errors.Is(err, errdefs.ErrUnavailable) {
+		t.Errorf("error %v, want ErrUnavailable", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(at) != 5 {
+		t.Fatalf("asked %d times, want 5", len(at))
+	}
+	for i, least := range []time.Duration{200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 1600 * time.Millisecond} {
+		if pause := at[i+1].Sub(at[i]); pause < least {
+			t.Errorf("pause %d is %s, want %s at least", i+1, pause, least)
+		}
+	}
+}
+
+// proxied is a process whose environment names proxies. It pulls from GANTRY_TEST_SERVER
+// and tells what came of it: the environment is read once by a process.
+func proxied(t *testing.T) {
+	t.Helper()
+	server := os.Getenv("GANTRY_TEST_SERVER")
+	text := fmt.Sprintf("server = %q\n", server)
+	if ca := os.Getenv("GANTRY_TEST_CA"); ca != "" {
+		text += fmt.Sprintf("ca = %q\n", ca)
+	}
+	c := fetch.Config{HostsDir: hostsToml(t, "example.test", text), ResolveTimeout: 10 * time.Second}
+	direct := os.Getenv("GANTRY_TEST_DIRECT") != ""
+	_, err := pulls(t, c, "example.test/a/b:1")
+	if direct && (!errors.Is(err, errdefs.ErrUnavailable) || !strings.Contains(fmt.Sprint(err), "registry.invalid")) {
+		t.Errorf("without a proxy nobody knows registry.invalid, got %v", err)
+	}
+	if !direct && err != nil {
+		t.Error(err)
+	}
+	es, err := fetch.NewRegistry(c).Explain(t.Context(), parse(t, "example.test/a/b:1"), nil, false)
+	if err != nil || len(es) != 1 || (es[0].Proxy == "") != direct || strings.Contains(es[0].Proxy, "hunter2") {
+		t.Errorf("explained as %+v, %v", es, err)
+	}
+}
+
+const proxiedName = "GANTRY_TEST_PROXIED"
+
+// pushed is a registry with an image.
+func pushed(t *testing.T, s registrytest.Security) *registrytest.Registry {
+	t.Helper()
+	reg := registrytest.StartSecure(t, s)
+	reg.Push(t, "a/b:1", registrytest.Image(t, registrytest.Spec{Platform: amd64, Layers: []v1.Layer{registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))}}))
+	return reg
+}
+
+// withPassword is a proxy's address as the environment has it.
+func withPassword(proxy *httptest.Server) string {
+	return strings.Replace(proxy.URL, "http://", "http://me:hunter2@", 1)
+}
+
 func TestProxyOfTheEnvironment(t *testing.T) {
-	const name = "GANTRY_TEST_PROXIED"
-	if runChild(t, name) {
-		_, err := pulls(t, fetch.Config{HostsDir: hostsToml(t, "example.test", "server = \"http://registry.invalid\"\n")}, "example.test/a/b:1")
-		if err != nil {
-			t.Error(err)
-		}
-		es, err := fetch.NewRegistry(fetch.Config{HostsDir: hostsToml(t, "example.test", "server = \"http://registry.invalid\"\n")}).Explain(t.Context(), parse(t, "example.test/a/b:1"), nil, false)
-		if err != nil || len(es) != 1 || es[0].Proxy == "" || strings.Contains(es[0].Proxy, "hunter2") {
-			t.Errorf("explained as %+v, %v", es, err)
-		}
+	if runChild(t, proxiedName) {
+		proxied(t)
 		return
 	}
-	reg := registrytest.Start(t)
-	reg.Push(t, "a/b:1", registrytest.Image(t, registrytest.Spec{Platform: amd64, Layers: []v1.Layer{registrytest.Layer(t, false, registrytest.Tar(t, "a", "1"))}}))
+	reg := pushed(t, registrytest.Security{})
 	var seen atomic.Int64
 	to := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: reg.Host}) }}
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -465,8 +538,75 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 		to.ServeHTTP(w, q)
 	}))
 	defer proxy.Close()
-	child(t, name, "HTTP_PROXY="+strings.Replace(proxy.URL, "http://", "http://me:hunter2@", 1))
+	child(t, proxiedName, "GANTRY_TEST_SERVER=http://registry.invalid", "HTTP_PROXY="+withPassword(proxy))
 	if seen.Load() < 3 {
 		t.Errorf("the proxy saw %d requests", seen.Load())
+	}
+}
+
+// tunnel is a proxy that connects registry.invalid:443 to a registry, and knows no more.
+func tunnel(t *testing.T, to string, tunnels *atomic.Int64) *httptest.Server {
+	t.Helper()
+	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.Method != http.MethodConnect || q.Host != "registry.invalid:443" || q.Header.Get("Proxy-Authorization") == "" {
+			t.Errorf("the proxy got %s %s", q.Method, q.Host)
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		tunnels.Add(1)
+		there, err := net.Dial("tcp", to)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer there.Close()
+		w.WriteHeader(http.StatusOK)
+		here, buffered, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer here.Close()
+		go func() {
+			_, _ = io.Copy(there, buffered) // ends when either side does
+			_ = there.(*net.TCPConn).CloseWrite()
+		}()
+		_, _ = io.Copy(here, there)
+	}))
+}
+
+// What is encrypted stays so through a proxy, which sees the registry's name and no
+// request; the certificate is the registry's.
+func TestProxyByConnect(t *testing.T) {
+	if runChild(t, proxiedName) {
+		proxied(t)
+		return
+	}
+	authority := registrytest.NewAuthority(t)
+	reg := pushed(t, registrytest.Security{TLS: authority})
+	var tunnels atomic.Int64
+	proxy := tunnel(t, reg.Host, &tunnels)
+	defer proxy.Close()
+	child(t, proxiedName, "GANTRY_TEST_SERVER=https://registry.invalid", "GANTRY_TEST_CA="+authority.File(t, t.TempDir()), "HTTPS_PROXY="+withPassword(proxy))
+	if tunnels.Load() == 0 {
+		t.Error("the proxy was not asked for a tunnel")
+	}
+}
+
+// NO_PROXY names hosts, domains with all below them, or everything.
+func TestNoProxy(t *testing.T) {
+	if runChild(t, proxiedName) {
+		proxied(t)
+		return
+	}
+	proxy := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, q *http.Request) {
+		t.Errorf("the proxy got %s %s", q.Method, q.Host)
+	}))
+	defer proxy.Close()
+	for _, except := range []string{"registry.invalid", "example.org,.invalid", "*"} {
+		for _, scheme := range []string{"http", "https"} {
+			child(t, proxiedName, "GANTRY_TEST_SERVER="+scheme+"://registry.invalid", "GANTRY_TEST_DIRECT=1",
+				"HTTP_PROXY="+withPassword(proxy), "HTTPS_PROXY="+withPassword(proxy), "NO_PROXY="+except)
+		}
 	}
 }
