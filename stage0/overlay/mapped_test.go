@@ -352,6 +352,25 @@ func TestMountMappedRefused(t *testing.T) {
 	}
 }
 
+// TestMakeMapped holds that the root directory of a mount belongs to somebody.
+func TestMakeMapped(t *testing.T) {
+	trees, p := plan(t, "a")
+	p.IDs = &shifted
+	root := rootOf(trees, "a")
+	if err := os.Lchown(root, 50000, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := Make(trees, p); !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), "owner 50000:0") {
+		t.Errorf("Make: %v", err)
+	}
+	if err := os.Lchown(root, 49999, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := Make(trees, p); err != nil || owner(t, p.Upper) != "149999:200000" {
+		t.Errorf("upper is owned by %s, %v", owner(t, p.Upper), err)
+	}
+}
+
 func TestDetectIDMapped(t *testing.T) {
 	var refused, failed error
 	var tried [][]string

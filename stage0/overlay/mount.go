@@ -80,10 +80,18 @@ func makeDirs(treesDir string, p Plan) error {
 	return os.Rename(fresh, p.Upper)
 }
 
-// copyRoot gives a directory the attributes of a tree's root, with mapped owners.
+// copyRoot gives a directory the attributes of a tree's root, with mapped owners. One
+// that is not mapped is ErrInvalid: the mount's root cannot be nobody's.
 func copyRoot(root, to string, ids *idmap.Map) error {
 	if ids == nil {
 		return tree.CopyAttributes(root, to)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(root, &st); err != nil {
+		return &fs.PathError{Op: "lstat", Path: root, Err: err}
+	}
+	if _, _, err := ids.Owner(st.Uid, st.Gid); err != nil {
+		return fmt.Errorf("root of the image: %w", err)
 	}
 	users, err := ids.Namespace()
 	if err != nil {
