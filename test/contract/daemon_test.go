@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,6 +28,9 @@ type caller struct {
 	dead  bool   // the killer has struck
 	kills int
 	tries uint32 // of starts
+
+	scope  harness.LeakScope
+	before *harness.Snapshot // of the life that is led; nil: nobody is killed in it
 }
 
 // TestDaemonKilledAtEveryPoint kills the daemon at each point that its calls pass,
@@ -43,27 +47,29 @@ func TestDaemonKilledAtEveryPoint(t *testing.T) {
 	b := n.sandbox(t, "stays")
 	bystander := b.start(t, "bystander", forever)
 	was := n.processes(t, bystander)
-	c := &caller{node: n, t: t, image: r.Ref("pause:1"), box: b}
-	scope := harness.LeakScope{Dirs: []string{n.Base}, Bridge: n.Network.Bridge}
+	c := &caller{node: n, t: t, image: r.Ref("pause:1"), box: b, scope: harness.LeakScope{Dirs: []string{n.Base}, Bridge: n.Network.Bridge}}
 
-	done := map[string]bool{}
+	done, moments := map[string]bool{}, 0
 	for _, life := range []struct {
 		name string
 		live func(*caller)
 	}{{"image", (*caller).imageLife}, {"sandbox", (*caller).sandboxLife}, {"container", (*caller).containerLife}} {
 		hits := filepath.Join(t.TempDir(), "hits")
 		c.restart("GANTRY_FAILPOINT_HITS=" + hits)
+		c.before = nil
 		life.live(c)
 		c.restart()
-		before, files := c.snapshot(scope), c.files()
+		before, files := c.snapshot(), held(t, n.Gantry)
+		c.before = &before
 		for _, p := range sample(t, slices.DeleteFunc(passed(t, hits), func(p string) bool { return done[p] })) {
-			done[p] = true
+			moments++
+			done[p] = !strings.HasPrefix(p, "file-written")
 			t.Run(life.name+"/"+p, func(t *testing.T) {
 				c.t = t
 				c.killedAt(p, life.live)
-				harness.Eventually(t, patience, func() string { return strings.Join(c.left(scope, before), "\n") })
-				if now := c.files(); !slices.Equal(now, files) {
-					t.Errorf("the data directory holds %v, and held %v", now, files)
+				c.restored()
+				if now := held(t, n.Gantry); !slices.Equal(now, files) {
+					t.Errorf("the directories hold %v, and held %v", now, files)
 				}
 			})
 			c.t = t
@@ -74,9 +80,10 @@ func TestDaemonKilledAtEveryPoint(t *testing.T) {
 		t.Errorf("the bystander was %v and is %v", was, is)
 	}
 	harness.Unbroken(t, filepath.Join(b.config.LogDirectory, "bystander.log"))
-	t.Logf("%d kills at %d points", c.kills, len(done))
+	t.Logf("%d kills at %d moments", c.kills, moments)
 }
 
+// passed is each point once, but the writing of a small file every time that it is passed.
 func passed(t *testing.T, hits string) []string {
 	t.Helper()
 	raw, err := os.ReadFile(hits)
@@ -84,6 +91,13 @@ func passed(t *testing.T, hits string) []string {
 		t.Fatal(err)
 	}
 	points := strings.Fields(string(raw))
+	files := 0
+	for i, p := range points {
+		if p == "file-written" {
+			files++
+			points[i] = fmt.Sprintf("%s:%d", p, files)
+		}
+	}
 	slices.Sort(points)
 	return slices.Compact(points)
 }
@@ -98,7 +112,8 @@ func (c *caller) killedAt(point string, live func(*caller)) {
 	if c.dead {
 		c.kills++
 	} else {
-		c.restart() // some points, such as a sweep's, are not passed every time
+		c.t.Logf("%s was not passed this time: which points are depends on who finds first that a process has ended", point)
+		c.restart()
 	}
 	if all := c.listAll(); len(all) != 2 {
 		c.t.Errorf("besides the bystander and its sandbox are listed: %v", all)
@@ -111,34 +126,25 @@ func (c *caller) restart(env ...string) {
 	c.Restart(c.t)
 }
 
-func (c *caller) snapshot(scope harness.LeakScope) harness.Snapshot {
+func (c *caller) snapshot() harness.Snapshot {
 	c.t.Helper()
-	s, err := harness.TakeSnapshot(scope)
+	s, err := harness.TakeSnapshot(c.scope)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	return s
 }
 
-// left is what is there and was not before. The daemon itself is another one after
-// each kill, and the bystander sleeps again and again.
-func (c *caller) left(scope harness.LeakScope, before harness.Snapshot) []string {
+// restored waits until nothing is there that was not there before. The daemon itself is
+// another one after each kill, and the bystander sleeps again and again.
+func (c *caller) restored() {
 	c.t.Helper()
-	return slices.DeleteFunc(c.snapshot(scope).Since(before), func(s string) bool {
-		return strings.HasPrefix(s, "process "+strconv.Itoa(c.PID())+":") || strings.Contains(s, ": "+pause)
+	harness.Eventually(c.t, patience, func() string {
+		left := slices.DeleteFunc(c.snapshot().Since(*c.before), func(s string) bool {
+			return strings.HasPrefix(s, "process "+strconv.Itoa(c.PID())+":") || strings.Contains(s, ": "+pause)
+		})
+		return strings.Join(left, "\n")
 	})
-}
-
-// files are what the data directory and host-local hold.
-func (c *caller) files() []string {
-	c.t.Helper()
-	all := c.Network.Addresses(c.t)
-	for _, dir := range []string{"trees", "tmp", "images", "refs", "pods/by-id", "pods/prepare", "pods/prepared", "pods/garbage", "pods/exited-garbage"} {
-		for _, name := range entries(c.t, filepath.Join(c.Dir, dir)) {
-			all = append(all, dir+"/"+name)
-		}
-	}
-	return all
 }
 
 func (c *caller) listAll() []string {
@@ -159,6 +165,17 @@ func (c *caller) listAll() []string {
 		all = append(all, k.Id)
 	}
 	return all
+}
+
+// readyBoxes are the sandboxes that are up, the bystander's among them.
+func (c *caller) readyBoxes() []*runtimeapi.PodSandbox {
+	c.t.Helper()
+	ready := &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
+	resp, err := c.ListPodSandbox(call(c.t), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{State: ready}})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return resp.Items
 }
 
 // ask makes a call, again if the daemon dies of it, and fails the test unless the
@@ -211,7 +228,12 @@ func (c *caller) sandboxLife() {
 	c.t.Helper()
 	config := sandboxConfig(c.t, "comes-and-goes", runtimeapi.NamespaceMode_POD)
 	var id string
+	cut := false // short
 	c.ask("run sandbox", func() error {
+		if cut && len(c.readyBoxes()) == 1 {
+			c.restored() // the start's sweep has undone what was made
+		}
+		cut = true
 		resp, err := c.RunPodSandbox(call(c.t), &runtimeapi.RunPodSandboxRequest{Config: config})
 		id = resp.GetPodSandboxId()
 		return err
@@ -257,6 +279,7 @@ func (c *caller) startAgain(id string) string {
 	case "RUNNING":
 		return id
 	case "EXITED":
+		c.restored()
 		if st.ExitCode != 128 || st.Reason != "StartError" {
 			c.t.Errorf("a start that was cut short ended with %d %s %s", st.ExitCode, st.Reason, st.Message)
 		}

@@ -5,12 +5,13 @@ package contract
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,20 +22,64 @@ import (
 )
 
 // life is a pod of the command line from its image to its end, one command after
-// another, with the killer set on one point.
+// another, with the killer after it.
 type life struct {
-	t      *testing.T
-	g      *harness.Gantry
-	image  string
-	point  string // empty: nobody is killed
-	hits   string // file that collects the points that were passed
-	killed bool
-	uuid   string
+	t       *testing.T
+	g       *harness.Gantry
+	peace   *peace
+	image   string
+	strikes []strike // those to come, one after another
+	killed  bool     // the last of them was dealt
+	uuid    string
+}
+
+// strike is the killer's one blow.
+type strike struct {
+	point string
+	in    string // the only command that is killed; empty: whichever passes the point first
+}
+
+// fate is what becomes of a life.
+type fate struct {
+	name    string
+	strikes []strike
+}
+
+// sweeps are the points that a command passes only while it sweeps what another one
+// left that was killed, and the point at which that one is.
+var sweeps = map[string]string{
+	"aborted-files-deleted": "pod-in-prepare",
+	"run-dir-removed":       "overlay-mounted",
+}
+
+// writers are the commands that write small files and have to do it at once.
+var writers = []string{"fetch", "prepare", "run-prepared", "stop"}
+
+// fates has one life or more struck at each point.
+func fates(points []string) []fate {
+	var all []fate
+	for _, p := range points {
+		if p == "file-written" {
+			for _, in := range writers {
+				all = append(all, fate{p + "/" + in, []strike{{p, in}}})
+			}
+			continue
+		}
+		f := fate{name: p}
+		if first, there := sweeps[p]; there {
+			f.strikes = append(f.strikes, strike{point: first})
+		}
+		f.strikes = append(f.strikes, strike{point: p})
+		all = append(all, f)
+	}
+	return all
 }
 
 // spoolAll has even the smallest layers spooled.
 const spoolAll = "spoolAbove: 1\n"
 
+// TestKilledAtEveryPoint also fails for a point that no command passes: nobody is
+// killed there.
 func TestKilledAtEveryPoint(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("runs containers: needs root")
@@ -46,38 +91,23 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	}
 	registry.Push(t, "contract/stack:1", web)
 	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}, Config: spoolAll})
-	hits := filepath.Join(t.TempDir(), "hits")
 	image := "docker://" + registry.Ref("contract/stack:1")
-	scope := harness.LeakScope{Dirs: []string{g.Base}, Bridge: g.Network.Bridge}
-
-	// The first life makes what stays, such as the bridge, and names the points.
-	first := &life{t: t, g: g, image: image, hits: hits}
-	first.live()
-	before, err := harness.TakeSnapshot(scope)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := newPeace(t, g, registry)
+	(&life{t: t, g: g, peace: p, image: image}).live() // nobody is killed
 	points := strings.Fields(g.CLI(t, "failpoints"))
 	kills := 0
-	for _, p := range sample(t, points) {
-		t.Run(p, func(t *testing.T) {
-			l := &life{t: t, g: g, image: image, point: p, hits: hits}
+	for _, f := range sample(t, fates(points)) {
+		t.Run(f.name, func(t *testing.T) {
+			l := &life{t: t, g: g, peace: p, image: image, strikes: f.strikes}
 			l.live()
-			if l.killed {
-				kills++
+			if !l.killed {
+				t.Fatalf("no command passed %v", l.strikes)
 			}
-			if _, left := harness.Leaks(t, scope, before); len(left) > 0 {
-				t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
-			}
-			if a := g.Network.Addresses(t); len(a) > 0 {
-				t.Errorf("addresses that nobody gave back: %v", a)
-			}
+			kills += len(f.strikes)
 		})
 	}
+	p.unbroken(t)
 	t.Logf("%d kills at %d points", kills, len(points))
-	if stride(t) == 1 {
-		reached(t, hits, points)
-	}
 }
 
 // stride is $GANTRY_CONTRACT_STRIDE: only every so-many-th point and call is
@@ -95,34 +125,19 @@ func stride(t *testing.T) int {
 	return n
 }
 
-// sample is every stride-th of points, and says which those are.
-func sample(t *testing.T, points []string) []string {
+// sample is every stride-th of all, and says which those are.
+func sample[T any](t *testing.T, all []T) []T {
 	t.Helper()
 	n := stride(t)
 	if n == 1 {
-		return points
+		return all
 	}
-	var some []string
-	for i := 0; i < len(points); i += n {
-		some = append(some, points[i])
+	var some []T
+	for i := 0; i < len(all); i += n {
+		some = append(some, all[i])
 	}
-	t.Logf("%d of %d points, because GANTRY_CONTRACT_STRIDE is %d: %v", len(some), len(points), n, some)
+	t.Logf("%d of %d, because GANTRY_CONTRACT_STRIDE is %d: %v", len(some), len(all), n, some)
 	return some
-}
-
-// reached fails for every point that no life has passed: it would prove nothing.
-func reached(t *testing.T, hits string, points []string) {
-	t.Helper()
-	raw, err := os.ReadFile(hits)
-	if err != nil {
-		t.Fatal(err)
-	}
-	passed := strings.Fields(string(raw))
-	for _, p := range points {
-		if !slices.Contains(passed, p) {
-			t.Errorf("no command of the suite passes point %s", p)
-		}
-	}
 }
 
 // live fetches, prepares, runs, stops and removes, and prepares once more without
@@ -130,21 +145,37 @@ func reached(t *testing.T, hits string, points []string) {
 // asked again, after a sweep, and must succeed then.
 func (l *life) live() {
 	l.t.Helper()
-	l.must("fetch", "--quiet", l.image)
-	l.uuid = strings.TrimSpace(l.must("prepare", "--quiet", l.image))
+	l.fetch()
+	l.uuid = strings.TrimSpace(l.must("prepare", "--quiet", "--volume", "v,kind=empty,mode=1777,uid=1000,gid=1000",
+		"--mount", "volume=v,target=/v", l.image))
 	l.run()
+	l.volume()
 	l.stop()
+	l.save()
 	l.gone("rm", l.uuid)
 	l.gone("rm", strings.TrimSpace(l.must("prepare", "--quiet", "--no-overlay", l.image)))
 	l.gone("image", "rm", strings.TrimPrefix(l.image, "docker://"))
 	l.must("gc", "--grace-period=0s", "--expire-prepared=0s")
-	if left := strings.TrimSpace(l.must("list", "--format=json")); left != "[]" {
-		l.t.Errorf("pods are left: %s", left)
+	var pods []struct{ UUID string }
+	if err := json.Unmarshal([]byte(l.must("list", "--format=json")), &pods); err != nil {
+		l.t.Error(err)
 	}
-	for _, dir := range []string{"trees", "tmp", "pods/by-id", "images", "refs"} {
-		if left := entries(l.t, filepath.Join(l.g.Dir, dir)); len(left) > 0 {
-			l.t.Errorf("%s holds %v", dir, left)
-		}
+	if len(pods) != 1 || pods[0].UUID != l.peace.bystander {
+		l.t.Errorf("besides the bystander are listed: %v", pods)
+	}
+	l.peace.restored(l.t, "")
+}
+
+// fetch wants every tree to be whole that is there, also when it was cut short.
+func (l *life) fetch() {
+	l.t.Helper()
+	_, err := l.try("fetch", "--quiet", l.image)
+	whole(l.t, l.g.Dir)
+	if l.wasKilled(err) {
+		l.must("fetch", "--quiet", l.image)
+		whole(l.t, l.g.Dir)
+	} else if err != nil {
+		l.t.Fatal(err)
 	}
 }
 
@@ -162,6 +193,12 @@ func (l *life) run() {
 	l.must("gc")
 	switch state := l.state(); state {
 	case "prepared":
+		l.peace.restored(l.t, l.uuid)
+		for _, path := range []string{filepath.Join(l.g.RunDir, "pods", l.uuid), filepath.Join(l.g.Dir, "pods/by-id", l.uuid, "intents.json")} {
+			if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+				l.t.Errorf("a prepared pod has %s: %v", path, err)
+			}
+		}
 		l.must("run-prepared", "--detach", l.uuid)
 	case "running":
 	default:
@@ -172,15 +209,59 @@ func (l *life) run() {
 	}
 }
 
+// volume compares the pod's volume with what was asked for.
+func (l *life) volume() {
+	l.t.Helper()
+	info, err := os.Stat(filepath.Join(l.g.Dir, "pods/by-id", l.uuid, "volumes/v"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if want := fs.ModeDir | fs.ModeSticky | 0o777; !ok || info.Mode() != want || st.Uid != 1000 || st.Gid != 1000 {
+		l.t.Errorf("the volume is %v of %d:%d, not %v of 1000:1000", info.Mode(), st.Uid, st.Gid, want)
+	}
+}
+
 // stop asks first and kills then; without the asking where the kill is what counts,
-// because the server obeys at once.
+// because the server obeys at once, and with a monitor that does not come to its end
+// where that is what counts. A stop that is cut short is brought to its end by a
+// sweep, unless the process lives.
 func (l *life) stop() {
 	l.t.Helper()
-	if l.point == "stop-killed" {
-		l.must("stop", "--force", l.uuid)
-		return
+	args := []string{"stop", l.uuid}
+	switch l.next("stop") {
+	case "stop-killed":
+		args = []string{"stop", "--force", l.uuid}
+	case "monitor-drained":
+		send(l.t, processesOf(l.t, l.g, l.uuid).Monitor.PID, syscall.SIGSTOP)
 	}
-	l.must("stop", l.uuid)
+	_, err := l.try(args...)
+	if l.wasKilled(err) {
+		ended := l.state() == "exited"
+		l.must("gc")
+		if ended {
+			l.peace.restored(l.t, l.uuid)
+		}
+		_, err = l.try(args...)
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.peace.restored(l.t, l.uuid)
+}
+
+// save has a sweep bring home the exit record, which lies in the run directory as if
+// there had been no room for it elsewhere.
+func (l *life) save() {
+	l.t.Helper()
+	home := filepath.Join(l.g.Dir, "pods/by-id", l.uuid, "exit.json")
+	if err := os.Rename(home, filepath.Join(l.g.RunDir, "pods", l.uuid, "exit.json")); err != nil {
+		l.t.Fatal(err)
+	}
+	l.must("gc")
+	if _, err := os.Stat(home); err != nil {
+		l.t.Errorf("the exit record was not saved: %v", err)
+	}
 }
 
 func (l *life) state() string {
@@ -208,11 +289,16 @@ func (l *life) must(args ...string) string {
 }
 
 // gone runs a command that removes something. When it is killed, what it removes
-// may be gone already, and then asking again says just that.
+// may be gone already, and then asking again says just that. What it had on the node
+// goes in a sweep.
 func (l *life) gone(args ...string) {
 	l.t.Helper()
 	_, err := l.try(args...)
 	if err != nil && l.wasKilled(err) {
+		if args[0] == "rm" {
+			l.must("gc")
+			l.peace.restored(l.t, args[1])
+		}
 		_, err = l.try(args...)
 		if err != nil && strings.Contains(err.Error(), "not found") {
 			return
@@ -223,7 +309,7 @@ func (l *life) gone(args ...string) {
 	}
 }
 
-// wasKilled also takes the killer away: it kills once.
+// wasKilled also makes the next strike due.
 func (l *life) wasKilled(err error) bool {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
@@ -233,13 +319,24 @@ func (l *life) wasKilled(err error) bool {
 	if !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL {
 		return false
 	}
-	l.killed, l.point = true, ""
+	if len(l.strikes) > 0 {
+		l.strikes = l.strikes[1:]
+	}
+	l.killed = len(l.strikes) == 0
 	return true
+}
+
+// next is the point at which a command is to be killed; empty: it is let go.
+func (l *life) next(command string) string {
+	if len(l.strikes) == 0 || l.strikes[0].in != "" && l.strikes[0].in != command {
+		return ""
+	}
+	return l.strikes[0].point
 }
 
 func (l *life) try(args ...string) (string, error) {
 	cmd := l.g.Command(l.t, args[0], args[1:]...)
-	cmd.Env = append(cmd.Env, "GANTRY_FAILPOINT_HITS="+l.hits, "GANTRY_FAILPOINT="+l.point)
+	cmd.Env = append(cmd.Env, "GANTRY_FAILPOINT="+l.next(args[0]))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

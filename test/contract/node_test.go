@@ -295,13 +295,18 @@ func end(t *testing.T, pids ...int) {
 func dead(t *testing.T, pid int) {
 	t.Helper()
 	harness.Eventually(t, patience, func() string {
-		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		_, after, _ := strings.Cut(string(raw), ") ")
-		if err != nil || strings.HasPrefix(after, "Z") || strings.HasPrefix(after, "X") {
+		if over(pid) {
 			return ""
 		}
 		return fmt.Sprintf("process %d lives", pid)
 	})
+}
+
+// over says that a process has ended; a zombie has.
+func over(pid int) bool {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, after, _ := strings.Cut(string(raw), ") ")
+	return err != nil || strings.HasPrefix(after, "Z") || strings.HasPrefix(after, "X")
 }
 
 // place is the directory that a pod's link lies in.

@@ -62,9 +62,9 @@ func TestStruck(t *testing.T) {
 	s := &struck{n.sandbox(t, "stays"), g}
 	bystander := s.start(t, "bystander", forever)
 	was := n.processes(t, bystander)
-	c := &caller{node: n, t: t}
-	scope := harness.LeakScope{Dirs: []string{n.Base}, Bridge: n.Network.Bridge}
-	before, files := c.snapshot(scope), c.files()
+	c := &caller{node: n, t: t, scope: harness.LeakScope{Dirs: []string{n.Base}, Bridge: n.Network.Bridge}}
+	before, files := c.snapshot(), held(t, n.Gantry)
+	c.before = &before
 
 	t.Run("beside the daemon", func(t *testing.T) {
 		for i := 0; i < len(strikes); i += stride(t) {
@@ -78,9 +78,9 @@ func TestStruck(t *testing.T) {
 	t.Run("daemon/KILL", s.daemonKilled)
 
 	n.CLI(t, "gc")
-	harness.Eventually(t, patience, func() string { return strings.Join(c.left(scope, before), "\n") })
-	if now := c.files(); !slices.Equal(now, files) {
-		t.Errorf("the data directory holds %v, and held %v", now, files)
+	c.restored()
+	if now := held(t, n.Gantry); !slices.Equal(now, files) {
+		t.Errorf("the directories hold %v, and held %v", now, files)
 	}
 	if found, content := n.doctor(t); len(found) > 0 || !content {
 		t.Errorf("the doctor finds %v", found)
