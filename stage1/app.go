@@ -224,6 +224,7 @@ func makeVolume(path string, v translate.EmptyVolume, ids *idmap.Map) error {
 	if err := os.Mkdir(fresh, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	failpoint.Hit(failpoint.VolumeMade)
 	var mode uint32
 	if _, err := fmt.Sscanf(v.Mode, "%o", &mode); err != nil {
 		return fmt.Errorf("mode %q: %w", v.Mode, err)

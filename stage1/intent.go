@@ -129,6 +129,7 @@ func (r *Runner) undoCgroup(ctx context.Context, c cgroupIntent) error {
 	if err := r.cgroups.Kill(ctx, c.Path); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.CgroupKilled)
 	if c.Driver == cgroup.Systemd {
 		return r.cgroups.StopSlice(ctx, c.Path)
 	}

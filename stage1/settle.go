@@ -65,6 +65,7 @@ func (r *Runner) drain(ctx context.Context, m pod.Process) {
 	if proc.Wait(ctx, m) != nil {
 		_ = proc.Signal(m, unix.SIGKILL) // gone meanwhile, or Settle finds it alive and says so
 	}
+	failpoint.Hit(failpoint.MonitorDrained)
 }
 
 // Settle writes the exit records that are due and undoes what the ended apps held.

@@ -46,6 +46,7 @@ func WriteFile(path string, data []byte, mode fs.FileMode, s Survival) error {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Chmod(mode), f.Close()); err == nil {
+		failpoint.Hit(failpoint.FileWritten)
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package failpoint names the moments at which a crash must do no harm: before and
-// after everything that is made outside of a file of our own, and every durable
-// step. The contract suite (test/contract) kills gantry at each of them.
+// Package failpoint names the moments at which a crash must do no harm: around those
+// effects of our own process that outlive it, and at durable steps. The contract suite
+// (test/contract) kills gantry at each of them.
 //
 // Nothing is armed unless the environment of a process says so, and then a point
 // costs one atomic load.

@@ -6,8 +6,11 @@ type Point int
 
 // The points, in the order in which a process passes them.
 const (
+	// Any small file: it is written and has not its name yet.
+	FileWritten Point = iota
+
 	// Fetching an image.
-	FetchResolved Point = iota
+	FetchResolved
 	LayerLocked
 	SpoolOpened
 	TreeEntryMade
@@ -65,6 +68,7 @@ const (
 	ReadyWritten
 	OverlayMounting
 	OverlayMounted
+	VolumeMade
 	ConfigWritten
 	MonitorForked
 	MonitorPlaced
@@ -77,8 +81,10 @@ const (
 	ReadyCleared
 	StopSignalled
 	StopKilled
+	MonitorDrained
 	ExitRead
 	ExitWritten
+	ExitsSaved
 	UndoBegun
 	ContainerKilled
 	MonitorRemoved
@@ -88,8 +94,10 @@ const (
 	NetworkUndoing
 	NetworkUndone
 	NamespacesUndone
+	CgroupKilled
 	CgroupUndone
 	IntentsRewritten
+	RunDirRemoved
 
 	// Removing it.
 	PodInGarbage
@@ -103,6 +111,8 @@ const (
 
 // points is what the package knows all points from.
 var points = [count]string{
+	FileWritten: "file-written",
+
 	FetchResolved:     "fetch-resolved",
 	LayerLocked:       "layer-locked",
 	SpoolOpened:       "spool-opened",
@@ -157,6 +167,7 @@ var points = [count]string{
 	ReadyWritten:     "ready-written",
 	OverlayMounting:  "overlay-mounting",
 	OverlayMounted:   "overlay-mounted",
+	VolumeMade:       "volume-made",
 	ConfigWritten:    "config-written",
 	MonitorForked:    "monitor-forked",
 	MonitorPlaced:    "monitor-placed",
@@ -168,8 +179,10 @@ var points = [count]string{
 	ReadyCleared:     "ready-cleared",
 	StopSignalled:    "stop-signalled",
 	StopKilled:       "stop-killed",
+	MonitorDrained:   "monitor-drained",
 	ExitRead:         "exit-read",
 	ExitWritten:      "exit-written",
+	ExitsSaved:       "exits-saved",
 	UndoBegun:        "undo-begun",
 	ContainerKilled:  "container-killed",
 	MonitorRemoved:   "monitor-removed",
@@ -179,8 +192,10 @@ var points = [count]string{
 	NetworkUndoing:   "network-undoing",
 	NetworkUndone:    "network-undone",
 	NamespacesUndone: "namespaces-undone",
+	CgroupKilled:     "cgroup-killed",
 	CgroupUndone:     "cgroup-undone",
 	IntentsRewritten: "intents-rewritten",
+	RunDirRemoved:    "run-dir-removed",
 
 	PodInGarbage:       "pod-in-garbage",
 	PodInExitedGarbage: "pod-in-exited-garbage",

@@ -92,14 +92,9 @@ func (d *Dir) SaveExits() error {
 		if err := writeExits(d.Path(exitFile), exits, d.survival()); err != nil {
 			return err
 		}
+		failpoint.Hit(failpoint.ExitsSaved)
 	}
 	return removeFile(d.RunPath(exitFile))
-}
-
-// DropExits forgets the exit records of a start that was undone before any
-// process of the pod ran.
-func (d *Dir) DropExits() error {
-	return errors.Join(removeFile(d.Path(exitFile)), removeFile(d.RunPath(exitFile)))
 }
 
 // startedContent is started.json.
@@ -297,5 +292,6 @@ func (d *Dir) RemoveRunDir() error {
 	if err := os.RemoveAll(d.RunPath()); err != nil {
 		return fmt.Errorf("remove run directory of pod %s: %w", d.uuid, err)
 	}
+	failpoint.Hit(failpoint.RunDirRemoved)
 	return nil
 }

@@ -35,7 +35,7 @@ func FuzzRecords(f *testing.F) {
 			put(t, file, text)
 		}
 		defer func() {
-			if err := errors.Join(d.DropExits(), removeFile(d.Path(intentsFile)), removeFile(d.Path(resourcesFile))); err != nil {
+			if err := errors.Join(removeFile(d.Path(exitFile)), removeFile(d.RunPath(exitFile)), removeFile(d.Path(intentsFile)), removeFile(d.Path(resourcesFile))); err != nil {
 				t.Error(err)
 			}
 		}()
