@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -164,6 +165,61 @@ func freeAddress(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// What takes long is told in the log, image by image, and what is quick is not.
+func TestFetchesAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var said bytes.Buffer
+		o := &observer{metrics: newMetrics("v"), log: textlogger.NewLogger(textlogger.NewConfig(textlogger.Output(&said)))}
+		fetching := func(image string, layer digest.Digest, done int64) {
+			o.LayerProgress(stage0.LayerProgress{Image: image, Layer: layer, State: stage0.LayerFetching, Done: done, Size: 100})
+		}
+		ends := func(image string, layer digest.Digest, how stage0.LayerState) {
+			o.LayerProgress(stage0.LayerProgress{Image: image, Layer: layer, State: how, Done: 100, Size: 100})
+		}
+		want := func(lines ...string) {
+			t.Helper()
+			got := strings.Split(strings.TrimSuffix(said.String(), "\n"), "\n")
+			if said.Len() == 0 {
+				got = nil
+			}
+			said.Reset()
+			if len(got) != len(lines) {
+				t.Fatalf("logged %q, want %q", got, lines)
+			}
+			for i, line := range lines {
+				if !strings.HasSuffix(got[i], `] "Fetching image" `+line) {
+					t.Errorf("logged %q, want %q", got[i], line)
+				}
+			}
+		}
+		ends("quick", "sha256:0", stage0.LayerPresent) // without a beginning
+		fetching("quick", "sha256:1", 0)
+		time.Sleep(9 * time.Second)
+		ends("quick", "sha256:1", stage0.LayerDone)
+		want()
+		time.Sleep(time.Minute)
+
+		fetching("b", "sha256:2", 0)
+		fetching("a", "sha256:1", 0)
+		fetching("a", "sha256:2", 10)
+		want()
+		time.Sleep(10 * time.Second)
+		fetching("a", "sha256:1", 30)
+		want(`image="a" layersInFlight=2 bytes=40 of=200`, `image="b" layersInFlight=1 bytes=0 of=100`)
+		for range 9 {
+			fetching("a", "sha256:1", 50)
+			time.Sleep(time.Second)
+		}
+		want()
+		ends("b", "sha256:2", stage0.LayerFailed)
+		ends("a", "sha256:1", stage0.LayerDone)
+		ends("a", "sha256:2", stage0.LayerDone)
+		time.Sleep(time.Second)
+		fetching("a", "sha256:3", 7) // the fetch goes on
+		want(`image="a" layersInFlight=1 bytes=7 of=100`)
+	})
 }
 
 func TestStagesAreObserved(t *testing.T) {
