@@ -89,10 +89,14 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	other, err := images.Pause(images.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	registry.Push(t, "contract/stack:1", web)
 	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}, Config: spoolAll})
 	image := "docker://" + registry.Ref("contract/stack:1")
-	p := newPeace(t, g, registry)
+	p := newPeace(t, g, registry, other)
 	(&life{t: t, g: g, peace: p, image: image}).live() // nobody is killed
 	points := strings.Fields(g.CLI(t, "failpoints"))
 	kills := 0
@@ -163,7 +167,7 @@ func (l *life) live() {
 	if len(pods) != 1 || pods[0].UUID != l.peace.bystander {
 		l.t.Errorf("besides the bystander are listed: %v", pods)
 	}
-	l.peace.restored(l.t, "")
+	l.peace.restored(l.t)
 }
 
 // fetch wants every tree to be whole that is there, also when it was cut short.
@@ -193,11 +197,9 @@ func (l *life) run() {
 	l.must("gc")
 	switch state := l.state(); state {
 	case "prepared":
-		l.peace.restored(l.t, l.uuid)
-		for _, path := range []string{filepath.Join(l.g.RunDir, "pods", l.uuid), filepath.Join(l.g.Dir, "pods/by-id", l.uuid, "intents.json")} {
-			if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-				l.t.Errorf("a prepared pod has %s: %v", path, err)
-			}
+		l.peace.undone(l.t, "")
+		if _, err := os.Lstat(filepath.Join(l.g.Dir, "pods/by-id", l.uuid, "intents.json")); !errors.Is(err, fs.ErrNotExist) {
+			l.t.Errorf("a prepared pod has intents: %v", err)
 		}
 		l.must("run-prepared", "--detach", l.uuid)
 	case "running":
@@ -240,14 +242,14 @@ func (l *life) stop() {
 		ended := l.state() == "exited"
 		l.must("gc")
 		if ended {
-			l.peace.restored(l.t, l.uuid)
+			l.peace.undone(l.t, l.uuid)
 		}
 		_, err = l.try(args...)
 	}
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	l.peace.restored(l.t, l.uuid)
+	l.peace.undone(l.t, l.uuid)
 }
 
 // save has a sweep bring home the exit record, which lies in the run directory as if
@@ -297,7 +299,7 @@ func (l *life) gone(args ...string) {
 	if err != nil && l.wasKilled(err) {
 		if args[0] == "rm" {
 			l.must("gc")
-			l.peace.restored(l.t, args[1])
+			l.peace.undone(l.t, args[1])
 		}
 		_, err = l.try(args...)
 		if err != nil && strings.Contains(err.Error(), "not found") {

@@ -6,8 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/gantry-cri/gantry/test/harness"
-	"github.com/gantry-cri/gantry/test/images"
 )
 
 // peace is what there is on the node while nobody is killed: a pod that runs all the
@@ -21,19 +22,16 @@ type peace struct {
 	files     []string
 }
 
-// newPeace runs the bystander, whose image is no other pod's.
-func newPeace(t *testing.T, g *harness.Gantry, registry *harness.Registry) *peace {
+// newPeace runs the bystander, whose image has no layer of another pod's.
+func newPeace(t *testing.T, g *harness.Gantry, registry *harness.Registry, img v1.Image) *peace {
 	t.Helper()
-	img, err := images.Pause(images.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
 	registry.Push(t, "contract/bystander:1", img)
 	p := &peace{g: g, scope: harness.LeakScope{Dirs: []string{g.Base}, Bridge: g.Network.Bridge}}
 	p.bystander = strings.TrimSpace(g.CLI(t, "prepare", "--quiet", "docker://"+registry.Ref("contract/bystander:1")))
 	g.CLI(t, "run-prepared", "--detach", p.bystander)
 	t.Cleanup(func() { g.CLI(t, "rm", "--force", p.bystander) })
 	p.was = processesOf(t, g, p.bystander)
+	var err error
 	if p.before, err = harness.TakeSnapshot(p.scope); err != nil {
 		t.Fatal(err)
 	}
@@ -41,18 +39,29 @@ func newPeace(t *testing.T, g *harness.Gantry, registry *harness.Registry) *peac
 	return p
 }
 
-// restored fails the test unless the node has nothing more than in peace, the files of one pod
-// left aside.
-func (p *peace) restored(t *testing.T, but string) {
+// restored fails the test unless there is nothing more than in peace.
+func (p *peace) restored(t *testing.T) {
+	t.Helper()
+	p.undone(t, "")
+	p.nothingNew(t, func(name string) bool { return !strings.HasPrefix(name, onNode) })
+}
+
+// undone fails the test unless nothing more is there than in peace beside files of the data
+// directory. A pod that has run may have what bears its name.
+func (p *peace) undone(t *testing.T, ran string) {
 	t.Helper()
 	if _, left := harness.Leaks(t, p.scope, p.before); len(left) > 0 {
 		t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
 	}
+	p.nothingNew(t, func(name string) bool {
+		return strings.HasPrefix(name, onNode) && (ran == "" || !strings.Contains(name, ran))
+	})
+}
+
+func (p *peace) nothingNew(t *testing.T, meant func(name string) bool) {
+	t.Helper()
 	for _, name := range held(t, p.g) {
-		if but != "" && (strings.Contains(name, but) || !strings.HasPrefix(name, "node: ")) {
-			continue
-		}
-		if !slices.Contains(p.files, name) {
+		if meant(name) && !slices.Contains(p.files, name) {
 			t.Errorf("left behind: %s", name)
 		}
 	}
@@ -77,8 +86,11 @@ func processesOf(t *testing.T, g *harness.Gantry, u string) started {
 	return (&node{Gantry: g}).processes(t, strings.ReplaceAll(u, "-", ""))
 }
 
+// onNode begins what must not outlive a start that was undone.
+const onNode = "node: "
+
 // held is what pods, images and commands have in the directories, and what of CNI and of
-// the OCI runtime; the last, which must not outlive a start that was undone, begins with "node: ".
+// the OCI runtime.
 func held(t *testing.T, g *harness.Gantry) []string {
 	t.Helper()
 	var all []string
@@ -98,11 +110,11 @@ func held(t *testing.T, g *harness.Gantry) []string {
 	for _, pattern := range []string{"trees/*", "tmp/*", "images/*", "refs/*", "pods/*/*"} {
 		add("data: ", g.Dir, pattern)
 	}
-	add("node: ", g.Dir, "cni/*/*")
-	add("node: ", g.RunDir, "pods/*")
-	add("node: ", g.RunDir, "runtime/*/*")
+	add(onNode, g.Dir, "cni/*/*")
+	add(onNode, g.RunDir, "pods/*")
+	add(onNode, g.RunDir, "runtime/*/*")
 	for _, a := range g.Network.Addresses(t) {
-		all = append(all, "node: address "+a)
+		all = append(all, onNode+"address "+a)
 	}
 	return all
 }
