@@ -201,7 +201,10 @@ func (a *aciWriter) entry(ctx context.Context, h *tar.Header, content io.Reader)
 	name := clean(h.Name)
 	below, inside := strings.CutPrefix(name, aciRoot+"/")
 	switch {
-	case h.Typeflag == tar.TypeXGlobalHeader, name == "." && h.Typeflag == tar.TypeDir:
+	case h.Typeflag == tar.TypeXGlobalHeader:
+		a.global(h)
+		return a.count()
+	case name == "." && h.Typeflag == tar.TypeDir:
 		return a.count()
 	case name == aciManifest:
 		return a.readManifest(h, content)

@@ -159,6 +159,13 @@ var timeLayers = [][]item{
 		folder("d", 0o755, at(time.Unix(1, 1))), file("d/f", "", at(time.Unix(0, 999_999_999))), folder("d/e", 0o755, at(time.Unix(-1, 500))), file("before", "", at(time.Unix(-86_400, 1))),
 		link("l", "f"), file("late", "", at(time.Date(2100, 1, 2, 3, 4, 5, 6, time.UTC))), file("later", "", at(time.Unix(1<<33, 7))), folder("z", 0o755, at(time.Unix(2, 0))), file("zero", "", at(time.Unix(0, 0))),
 	},
+	{
+		file("read/after", "", accessed(time.Unix(1_700_000_000, 5))), file("read/before", "x", accessed(time.Unix(7, 8))), file("read/long-before", "", accessed(time.Unix(-7, 8))),
+		folder("read/dir", 0o755, accessed(time.Unix(1_700_000_001, 6))), file("read/dir/f", ""), folder("read", 0o755, accessed(time.Unix(9, 10))), hard("read/too", "read/before"),
+		make1(tar.TypeFifo, "read/fifo", 0o600, "", []func(*tar.Header){accessed(time.Unix(11, 12))}),
+		make1(tar.TypeSymlink, "read/link", 0o777, "", []func(*tar.Header){func(h *tar.Header) { h.Linkname = "f" }, accessed(time.Unix(13, 14))}),
+		file("read/twice", "1", accessed(time.Unix(15, 16))), hard("read/stays", "read/twice"), file("read/twice", "2"),
+	},
 	{file("d/g", "")},
 	{folder("z", 0o755, at(time.Unix(3, 0))), file("z/.wh.x", ""), file("z/y", "")},
 }

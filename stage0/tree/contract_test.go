@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -51,14 +52,18 @@ func TestContract(t *testing.T) {
 				want.apply(l)
 			}
 			serial := view(t, want.done(), img)
-			if img.source != "" {
-				diffSnapshots(t, serial, view(t, img.source, img))
+			if img.source != "" { // which tar has read since it wrote the times
+				diffSnapshots(t, withoutAccess(serial), withoutAccess(view(t, img.source, img)))
 			}
+			var took map[string]int64
 			for seed, workers := range slices.Compact([]int{1, 2, len(img.layers)}[:min(3, len(img.layers))]) {
 				r := rand.New(rand.NewPCG(uint64(seed), 7))
 				t.Run(fmt.Sprintf("order %d workers %d", seed, workers), func(t *testing.T) {
-					got := view(t, mountInOrder(t, img.layers, r.Perm(len(img.layers)), workers), img)
-					diffSnapshots(t, got, serial)
+					root := mountInOrder(t, img.layers, r.Perm(len(img.layers)), workers)
+					diffSnapshots(t, view(t, root, img), serial)
+					if took = blocks(t, root); img.source != "" {
+						noMoreBlocks(t, took, blocks(t, img.source))
+					}
 				})
 			}
 			t.Run("umoci", func(t *testing.T) {
@@ -67,7 +72,9 @@ func TestContract(t *testing.T) {
 					return
 				}
 				begun := time.Now()
-				compareUmoci(t, view(t, umociUnpack(t, img.layers), img), serial, begun)
+				root := umociUnpack(t, img.layers)
+				compareUmoci(t, view(t, root, img), serial, begun)
+				noMoreBlocks(t, took, blocks(t, root))
 			})
 		})
 	}
@@ -100,10 +107,25 @@ func mountInOrder(t *testing.T, layers [][]byte, order []int, workers int) strin
 
 var linkCount = regexp.MustCompile(` links=\d+`)
 
-// view describes all below root, each file with the other names that it has.
+// testsBegan tells a link that was followed in a test, which the kernel takes for
+// reading it, from one that has the time of its entry.
+var testsBegan = time.Now().Unix()
+
+// view describes all below root, each file with the other names that it has and the
+// time when it was read last.
 func view(t *testing.T, root string, img contractImage) map[string]string {
 	t.Helper()
+	access := map[string]string{}
+	walk(t, root, func(p string, st unix.Stat_t) { // before snapshot reads it
+		access[p] = fmt.Sprintf(" accessed=%d.%09d", st.Atim.Sec, st.Atim.Nsec)
+		if st.Mode&unix.S_IFMT == unix.S_IFLNK && st.Atim.Sec >= testsBegan {
+			access[p] = " followed"
+		}
+	})
 	all := snapshot(t, root)
+	for p := range all {
+		all[p] += access[p]
+	}
 	names := map[uint64][]string{}
 	for p := range all {
 		if st := lstat(t, filepath.Join(root, p)); st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -122,6 +144,54 @@ func view(t *testing.T, root string, img contractImage) map[string]string {
 	return all
 }
 
+// walk calls do for all below root, for directories before they are read.
+func walk(t *testing.T, root string, do func(p string, st unix.Stat_t)) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, path)
+		do(rel, lstat(t, path))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var accessTime = regexp.MustCompile(` (accessed=-?\d+\.\d+|followed)`)
+
+func withoutAccess(all map[string]string) map[string]string {
+	all = maps.Clone(all)
+	for p, s := range all {
+		all[p] = accessTime.ReplaceAllString(s, "")
+	}
+	return all
+}
+
+// blocks are what the regular files below root take on disk, of 512 bytes.
+func blocks(t *testing.T, root string) map[string]int64 {
+	t.Helper()
+	all := map[string]int64{}
+	walk(t, root, func(p string, st unix.Stat_t) {
+		if st.Mode&unix.S_IFMT == unix.S_IFREG {
+			all[p] = st.Blocks
+		}
+	})
+	return all
+}
+
+// noMoreBlocks holds that holes stay holes.
+func noMoreBlocks(t *testing.T, got, most map[string]int64) {
+	t.Helper()
+	for p, n := range got {
+		if want, ok := most[p]; !ok || n > want {
+			t.Errorf("%s takes %d blocks, want %d", p, n, want)
+		}
+	}
+}
+
 var dirTime = regexp.MustCompile(`^(04\d{4} \d+:\d+) (\d+)\.\d{9}`)
 
 // compareUmoci is diffSnapshots, but for what umoci does not set: it leaves a
@@ -137,7 +207,8 @@ func compareUmoci(t *testing.T, got, want map[string]string, begun time.Time) {
 		if sec, err := strconv.ParseInt(m[2], 10, 64); err != nil || sec < begun.Unix() {
 			continue
 		}
-		got[p], want[p] = dirTime.ReplaceAllString(g, "$1"), dirTime.ReplaceAllString(want[p], "$1")
+		// Its access time with it: umoci sets both or none.
+		got[p], want[p] = dirTime.ReplaceAllString(accessTime.ReplaceAllString(g, ""), "$1"), dirTime.ReplaceAllString(accessTime.ReplaceAllString(want[p], ""), "$1")
 	}
 	diffSnapshots(t, got, want)
 }

@@ -20,36 +20,41 @@ const (
 	dirFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 )
 
+// maxKept bounds the directories that are in memory between two entries. It is a
+// variable for tests alone.
+var maxKept = 4096
+
 // dir is a directory that the layer has. The directories form a tree in
-// memory, so that a path is resolved with system calls only where it leaves it
-// for the first time, one component at a time and never through a symbolic
-// link: what openat2 would guard is not asked of the kernel at all.
+// memory, so that a path is resolved with system calls only where it leaves it,
+// one component at a time and never through a symbolic link: what openat2 would
+// guard is not asked of the kernel at all.
+//
+// However many directories a layer has, few are in memory: the others were given their
+// times and dropped, and are loaded from the disk again when an entry needs them. What
+// the disk does not tell are the marks.
 type dir struct {
 	parent *dir // nil: the root
 	name   string
-	kids   map[string]*dir
-	fd     int // -1: not open
-	depth  int // components from the root
-	length int // bytes of the path from the root
+	kids   map[string]*dir // that are in memory
+	fd     int             // -1: not open
+	depth  int             // components from the root
+	length int             // bytes of the path from the root, with a slash before it
 
-	implied   bool // no entry of its own so far
-	opaque    bool // hides lower layers: overlay's mark is due
-	alone     bool // it or a parent is opaque
-	times     [2]unix.Timespec
-	whiteouts map[string]struct{} // names that this layer removes from lower ones
-
-	xattrs     []string // keys of the extended attributes that it was given
-	defaultACL []byte   // is set when all is made
+	times   [2]unix.Timespec // that it gets when it is dropped
+	implied bool             // no entry of its own so far; as in marks
+	mark    *mark            // nil: it has none
 }
 
 func (d *dir) path() string {
 	if d.parent == nil {
 		return "."
 	}
-	if d.parent.parent == nil {
-		return d.name
+	b := make([]byte, d.length)
+	for at := d; at.parent != nil; at = at.parent {
+		b[at.length-len(at.name)-1] = '/'
+		copy(b[at.length-len(at.name):], at.name)
 	}
-	return d.parent.path() + "/" + d.name
+	return string(b[1:])
 }
 
 func (d *dir) close() {
@@ -60,6 +65,7 @@ func (d *dir) close() {
 }
 
 func (d *dir) add(name string) *dir {
+	name = strings.Clone(name) // of a path that is longer
 	k := &dir{parent: d, name: name, fd: -1, depth: d.depth + 1, length: d.length + 1 + len(name)}
 	if d.kids == nil {
 		d.kids = make(map[string]*dir)
@@ -73,6 +79,11 @@ type dirs struct {
 	root   *dir
 	open   []*dir // with a descriptor, without the root
 	limits Limits
+	marks  marks
+
+	kept, most int   // directories in memory but for the root, and how many may stay
+	dropped    int64 // directories that are on disk alone
+	blocks     int64 // of 512 bytes, that those take
 
 	lastPath string // resolved last: archives are sorted
 	last     *dir
@@ -114,9 +125,127 @@ func (t *dirs) closeAll() {
 
 // forget takes the directory, which has none below it, out of the tree.
 func (t *dirs) forget(d *dir) {
+	if d.implied || d.mark != nil {
+		t.marks.forget(d.path())
+	}
+	t.unlink(d)
+	t.reset()
+}
+
+func (t *dirs) unlink(d *dir) {
 	delete(d.parent.kids, d.name)
 	d.close()
+	t.kept--
+}
+
+// trim drops all directories when too many are in memory. No pointer to one may be
+// used after it.
+func (t *dirs) trim() error {
+	if t.kept <= t.most {
+		return nil
+	}
+	return t.dropAll()
+}
+
+func (t *dirs) dropAll() error {
 	t.reset()
+	return t.dropBelow(t.root)
+}
+
+// dropBelow is as deep a recursion as the limit of paths allows.
+func (t *dirs) dropBelow(d *dir) error {
+	for _, k := range d.kids {
+		if err := t.dropBelow(k); err != nil {
+			return err
+		}
+		if err := t.drop(k); err != nil {
+			return fmt.Errorf("directory %q: %w", k.path(), err)
+		}
+	}
+	return nil
+}
+
+// drop gives the directory its times, counts what it takes, and forgets what the disk
+// knows of it.
+func (t *dirs) drop(d *dir) error {
+	parent, err := t.fd(d.parent)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(parent, d.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if err := unix.UtimesNanoAt(parent, d.name, d.times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set times: %w", syscallError(err))
+	}
+	t.dropped++
+	t.blocks += st.Blocks
+	t.unlink(d)
+	return nil
+}
+
+// kid returns the directory of this name, nil if there is none.
+func (t *dirs) kid(d *dir, name string) (*dir, error) {
+	if k := d.kids[name]; k != nil {
+		return k, nil
+	}
+	return t.load(d, name)
+}
+
+// load takes a directory that was dropped into memory again; nil if there is none.
+func (t *dirs) load(d *dir, name string) (*dir, error) {
+	if t.dropped == 0 {
+		return nil, nil
+	}
+	fd, err := t.fd(d)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stat %q: %w", join(d, name), syscallError(err))
+	}
+	t.dropped--
+	t.blocks -= st.Blocks
+	k := t.add(d, name)
+	k.times = [2]unix.Timespec{st.Atim, st.Mtim}
+	path := k.path()
+	_, k.implied = t.marks.implied[path]
+	k.mark = t.marks.dirs[path]
+	return k, nil
+}
+
+func (t *dirs) add(d *dir, name string) *dir {
+	t.kept++
+	return d.add(name)
+}
+
+// marked returns the mark of the directory, which gets one if it has none.
+func (t *dirs) marked(d *dir) (*mark, error) {
+	var err error
+	if d.mark == nil {
+		d.mark, err = t.marks.add(d.path())
+	}
+	return d.mark, err
+}
+
+func (t *dirs) setOpaque(d *dir) error {
+	m, err := t.marked(d)
+	m.opaque = true
+	return err
+}
+
+// described says that the directory has an entry of its own.
+func (t *dirs) described(d *dir) {
+	if d.implied {
+		d.implied = false
+		t.marks.described(d.path())
+	}
 }
 
 // reset must be called when a name that may lie on the way to the last
@@ -182,7 +311,10 @@ func (t *dirs) step(d *dir, name string, create bool, links *int) (*dir, error) 
 		return t.imply(d, name)
 	case errors.Is(err, unix.ENOENT):
 		return nil, errAbsent
-	case errors.Is(err, unix.EINVAL): // there, and no link; directories are all known
+	case errors.Is(err, unix.EINVAL): // there, and no link
+		if k, err := t.load(d, name); k != nil || err != nil {
+			return k, err
+		}
 		return nil, fmt.Errorf("%q is not a directory: %w", join(d, name), errdefs.ErrInvalid)
 	}
 	return nil, fmt.Errorf("resolve %q: %w", join(d, name), syscallError(err))
@@ -199,6 +331,9 @@ func (t *dirs) imply(d *dir, name string) (*dir, error) {
 		return nil, syscallError(err)
 	}
 	k.implied = true
+	if err := t.marks.imply(k.path()); err != nil {
+		return nil, err
+	}
 	fd, err := t.fd(k)
 	if err != nil {
 		return nil, err
@@ -223,7 +358,7 @@ func (t *dirs) mkdir(d *dir, name string) (*dir, error) {
 	if err := unix.Mkdirat(fd, name, 0o755); err != nil {
 		return nil, err
 	}
-	return d.add(name), nil
+	return t.add(d, name), nil
 }
 
 // check holds the limits of paths.
@@ -236,22 +371,6 @@ func (t *dirs) check(d *dir, name string) error {
 	}
 	if len(name) > t.limits.NameLength {
 		return fmt.Errorf("name longer than %d bytes: %w", t.limits.NameLength, passed("nameLength"))
-	}
-	return nil
-}
-
-// each calls f for every directory, parents first.
-func (t *dirs) each(f func(*dir) error) error {
-	stack := []*dir{t.root}
-	for len(stack) > 0 {
-		d := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		if err := f(d); err != nil {
-			return err
-		}
-		for _, k := range d.kids {
-			stack = append(stack, k)
-		}
 	}
 	return nil
 }

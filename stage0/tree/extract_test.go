@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -138,6 +139,9 @@ func TestExtractNames(t *testing.T) {
 			if got := listing(t, root); got != tt.want {
 				t.Errorf("\n got %s\nwant %s", got, tt.want)
 			}
+			if tt.name == "global header" && len(meta.Skipped) > 0 {
+				t.Errorf("a comment is told of: %+v", meta.Skipped)
+			}
 			if got := strings.Join(meta.Implied, " "); got != tt.implied {
 				t.Errorf("implied %q, want %q", got, tt.implied)
 			}
@@ -230,6 +234,52 @@ func TestExtractRefuses(t *testing.T) {
 	}
 }
 
+// TestMemory holds that what has to be remembered until a layer's end is bounded, of
+// whatever kind it is, and that what is remembered no more does not count.
+func TestMemory(t *testing.T) {
+	const many = 100
+	each := func(make func(name string) []item) (all []item) {
+		for i := range many {
+			all = append(all, make(fmt.Sprint("n", i))...)
+		}
+		return all
+	}
+	again := each(func(n string) []item { return []item{file("d/f", n)} })
+	described := each(func(n string) []item { return []item{file(n+"/f", ""), folder(n, 0o700)} })
+	tests := []struct {
+		name   string
+		items  []item
+		passes bool
+	}{
+		{"implied directories", each(func(n string) []item { return []item{file(n+"/f", "")} }), true},
+		{"directories", each(func(n string) []item { return []item{folder(n, 0o755)} }), false},
+		{"whiteouts", each(func(n string) []item { return []item{file(".wh."+n, "")} }), true},
+		{"opaque directories", each(func(n string) []item { return []item{folder(n, 0o755), file(n+"/.wh..wh..opq", "")} }), true},
+		{"attributes of directories", each(func(n string) []item { return []item{folder(n, 0o755, xattr("user.x", "1"))} }), true},
+		{"attributes of files", each(func(n string) []item { return []item{file(n, "", xattr("user.x", "1"))} }), false},
+		{"replaced files", each(func(n string) []item { return []item{file(n, "1"), file(n, "2")} }), true},
+		{"the same file", again, false},
+		{"directories that are described later", described, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s, dir := open(t)
+			s.Limits.Memory = 3000
+			data := archive(t, tt.items...)
+			p, err := s.Extract(t.Context(), plainLayer(data), bytes.NewReader(data))
+			if tt.passes != errors.Is(err, errdefs.ErrInvalid) || tt.passes && !strings.Contains(err.Error(), "more than 3000 bytes of memory: invalid: limit passed (layerLimits.memory)") {
+				t.Fatalf("Extract: %v", err)
+			}
+			if err == nil {
+				if err := p.Discard(); err != nil {
+					t.Error(err)
+				}
+			}
+			isEmpty(t, filepath.Join(dir, "tmp"))
+		})
+	}
+}
+
 // TestRatio ends the extraction of a small blob that becomes too large, unless the
 // ratio allows it.
 func TestRatio(t *testing.T) {
@@ -278,11 +328,19 @@ func TestExtractSkips(t *testing.T) {
 		file("m", "", xattr("trusted.overlay.metacopy", "")),
 		device(tar.TypeChar, "c", 0, 0),
 		make1(tar.TypeSymlink, "l", 0o777, "", []func(*tar.Header){xattr("user.no", "1"), func(h *tar.Header) { h.Linkname = "m" }}),
+		item{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "global", PAXRecords: map[string]string{"comment": "x", "uid": "7", "SCHILY.xattr.user.all": "1"}}},
+		file("after", ""),
 	)
+	if st := lstat(t, root+"/after"); st.Uid != 0 || getxattr(t, root+"/after", "user.all") != "" {
+		t.Errorf("a global header had an effect: owner %d", st.Uid)
+	}
+	if last := (tree.Skipped{Path: "global", Reason: "global header of SCHILY.xattr.user.all, uid"}); !slices.Contains(meta.Skipped, last) {
+		t.Errorf("skipped = %+v", meta.Skipped)
+	}
 	if getxattr(t, root+"/d", "trusted.overlay.opaque") != "" || getxattr(t, root+"/d", "user.kept") != "1" {
 		t.Error("attributes of d are wrong")
 	}
-	if len(meta.Skipped) != 4 {
+	if len(meta.Skipped) != 5 {
 		t.Errorf("skipped = %+v", meta.Skipped)
 	}
 }

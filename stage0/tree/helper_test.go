@@ -73,6 +73,8 @@ func xattr(key, value string) func(*tar.Header) {
 
 func at(t time.Time) func(*tar.Header) { return func(h *tar.Header) { h.ModTime = t } }
 
+func accessed(t time.Time) func(*tar.Header) { return func(h *tar.Header) { h.AccessTime = t } }
+
 func mode(m int64) func(*tar.Header) { return func(h *tar.Header) { h.Mode = m } }
 
 // capability is cap_net_raw+ep as a file keeps it: version 2, little endian.

@@ -21,6 +21,10 @@ type Limits struct {
 	Ratio int64 `json:"ratio,omitempty"`
 	// Entries are those of the archive and implied directories together.
 	Entries int64 `json:"entries,omitempty"`
+	// Memory is what has to be remembered of the layer until its end, bytes: implied
+	// directories, whiteouts and opaque marks, attributes of directories, and which files
+	// a later entry replaced.
+	Memory int64 `json:"memory,omitempty"`
 	// Depth is the number of components of a path.
 	Depth int `json:"depth,omitempty"`
 	// PathLength and NameLength are the bytes of a path within the tree, and of one
@@ -32,7 +36,7 @@ type Limits struct {
 // DefaultLimits hold where nothing else is said. Code and data shrink to a half or
 // a fifth, logs to a twentieth; only gigabytes of one byte shrink 200 times and more,
 // by gzip up to 1032 times and by zstd without a bound that would matter.
-var DefaultLimits = Limits{Bytes: 512 << 30, Ratio: 200, Entries: 10_000_000, Depth: 1024, PathLength: unix.PathMax - 1, NameLength: unix.NAME_MAX}
+var DefaultLimits = Limits{Bytes: 512 << 30, Ratio: 200, Entries: 10_000_000, Memory: 8 << 20, Depth: 1024, PathLength: unix.PathMax - 1, NameLength: unix.NAME_MAX}
 
 // freeBytes is what any layer may have uncompressed, however small its blob is.
 const freeBytes = 1 << 30
@@ -49,6 +53,7 @@ func (l Limits) Check() error {
 		{"bytes", l.Bytes, math.MaxInt64},
 		{"ratio", l.Ratio, math.MaxInt64},
 		{"entries", l.Entries, math.MaxInt64},
+		{"memory", l.Memory, math.MaxInt64},
 		{"depth", int64(l.Depth), math.MaxInt64},
 		{"pathLength", int64(l.PathLength), int64(DefaultLimits.PathLength)},
 		{"nameLength", int64(l.NameLength), int64(DefaultLimits.NameLength)},
@@ -62,7 +67,7 @@ func (l Limits) Check() error {
 
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits
-	for _, v := range []struct{ to, from *int64 }{{&d.Bytes, &l.Bytes}, {&d.Ratio, &l.Ratio}, {&d.Entries, &l.Entries}} {
+	for _, v := range []struct{ to, from *int64 }{{&d.Bytes, &l.Bytes}, {&d.Ratio, &l.Ratio}, {&d.Entries, &l.Entries}, {&d.Memory, &l.Memory}} {
 		if *v.from > 0 {
 			*v.to = *v.from
 		}

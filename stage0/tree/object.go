@@ -88,7 +88,7 @@ func (w *writer) content(ctx context.Context, f opened, h *tar.Header, content i
 		return nil
 	}
 	name := join(f.dir, f.name)
-	generation := w.generations[name]
+	generation := w.dirs.marks.generations[name]
 	if w.split == nil {
 		addContent(w.contents, name, generation)
 		return syscallError(unix.Ftruncate(f.fd, h.Size))
@@ -272,13 +272,7 @@ func (w *writer) directory(p place, h *tar.Header) error {
 	if d == nil {
 		made, err := w.dirs.mkdir(p.dir, p.name)
 		if errors.Is(err, unix.EEXIST) {
-			if err := w.remove(p); err != nil {
-				return err
-			}
-			if made, err = w.dirs.mkdir(p.dir, p.name); err == nil {
-				// What was here hid the lower layers' directory, which does not come back.
-				made.opaque = true
-			}
+			made, err = w.existing(p)
 		}
 		if err != nil {
 			return syscallError(err)
@@ -286,6 +280,23 @@ func (w *writer) directory(p place, h *tar.Header) error {
 		d = made
 	}
 	return w.directoryAttributes(d, h)
+}
+
+// existing returns the directory at a place where something is, which it replaces if
+// that is none.
+func (w *writer) existing(p place) (*dir, error) {
+	if d, err := w.dirs.load(p.dir, p.name); d != nil || err != nil {
+		return d, err
+	}
+	if err := w.remove(p); err != nil {
+		return nil, err
+	}
+	d, err := w.dirs.mkdir(p.dir, p.name)
+	if err != nil {
+		return nil, err
+	}
+	// What was here hid the lower layers' directory, which does not come back.
+	return d, w.dirs.setOpaque(d)
 }
 
 // rootEntry is the archive's entry of the layer's root itself.
@@ -301,28 +312,33 @@ func (w *writer) directoryAttributes(d *dir, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	d.implied = false
+	w.dirs.described(d)
 	d.times = timespecs(h.AccessTime, h.ModTime)
 	if err := w.attributes(fd, h); err != nil {
 		return err
 	}
-	// Those of an earlier entry of the same directory.
-	for _, key := range d.xattrs {
-		if err := unix.Fremovexattr(fd, key); err != nil {
-			return fmt.Errorf("remove attribute %q: %w", shorten(key), syscallError(err))
+	if m := d.mark; m != nil { // of an earlier entry of the same directory
+		for _, key := range m.xattrs {
+			if err := unix.Fremovexattr(fd, key); err != nil {
+				return fmt.Errorf("remove attribute %q: %w", shorten(key), syscallError(err))
+			}
 		}
+		m.xattrs, m.defaultACL = nil, nil
 	}
-	d.xattrs, d.defaultACL = nil, nil
 	return w.xattrs(h, func(key string, value []byte) error {
+		m, err := w.dirs.marked(d)
+		if err != nil {
+			return err
+		}
 		if key == defaultACL {
-			d.defaultACL = value // what is made in the directory would inherit it
-			return nil
+			m.defaultACL = value // what is made in the directory would inherit it
+			return w.dirs.marks.spend(len(value))
 		}
-		err := unix.Fsetxattr(fd, key, value, 0)
-		if err == nil {
-			d.xattrs = append(d.xattrs, key)
+		if err := unix.Fsetxattr(fd, key, value, 0); err != nil {
+			return err
 		}
-		return err
+		m.xattrs = append(m.xattrs, strings.Clone(key))
+		return w.dirs.marks.spend(len(key) + stringCost)
 	})
 }
 
@@ -353,7 +369,11 @@ func (w *writer) hardlink(p place, h *tar.Header) error {
 		return fmt.Errorf("hard link to %q: %w", shorten(h.Linkname), err)
 	}
 	base := path.Base(target)
-	if d.kids[base] != nil || target == "." {
+	k, err := w.dirs.kid(d, base)
+	if err != nil {
+		return err
+	}
+	if k != nil || target == "." {
 		return fmt.Errorf("hard link to directory %q: %w", shorten(h.Linkname), errdefs.ErrInvalid)
 	}
 	if d == p.dir && base == p.name {
@@ -423,7 +443,11 @@ func (w *writer) lstat(p place) (st unix.Stat_t, err error) {
 // remove takes away what is at the place, a whole directory too, and what was
 // counted for it; directories are counted at the end.
 func (w *writer) remove(p place) error {
-	if d := p.dir.kids[p.name]; d != nil {
+	d, err := w.dirs.kid(p.dir, p.name)
+	if err != nil {
+		return err
+	}
+	if d != nil {
 		if err := w.empty(d); err != nil {
 			return fmt.Errorf("replace directory: %w", err)
 		}
@@ -456,18 +480,20 @@ func (w *writer) remove(p place) error {
 // empty removes all that is in the directory. The depth of the recursion is
 // bounded by the limit of paths.
 func (w *writer) empty(d *dir) error {
-	names, err := w.names(d)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := w.remove(place{d, name}); err != nil {
+	for {
+		names, err := w.names(d)
+		if err != nil || len(names) == 0 {
 			return err
 		}
+		for _, name := range names {
+			if err := w.remove(place{d, name}); err != nil {
+				return err
+			}
+		}
 	}
-	return nil
 }
 
+// names returns the first names in a directory, none if it is empty.
 func (w *writer) names(d *dir) ([]string, error) {
 	fd, err := w.dirs.fd(d)
 	if err != nil {
@@ -476,12 +502,18 @@ func (w *writer) names(d *dir) ([]string, error) {
 	if _, err := unix.Seek(fd, 0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	var names []string
 	for {
-		n, err := unix.ReadDirent(fd, w.buf)
+		n, err := unix.ReadDirent(fd, w.buf[:namesSize])
 		if err != nil || n == 0 {
-			return names, err
+			return nil, err
 		}
-		_, _, names = unix.ParseDirent(w.buf[:n], -1, names)
+		_, _, names := unix.ParseDirent(w.buf[:n], -1, nil)
+		if len(names) > 0 { // more than "." and ".."
+			return names, nil
+		}
 	}
 }
+
+// namesSize is how much of a directory is read at once, bytes: as many names are in
+// memory as fit in there, at each depth.
+const namesSize = 8 << 10

@@ -21,12 +21,20 @@ import (
 type serial struct {
 	t     testing.TB
 	root  string
-	fresh map[string]bool // paths that the current layer made
-	times map[string]time.Time
+	fresh map[string]bool         // paths that the current layer made
+	times map[string][2]time.Time // of directories: access, modification
 }
 
-// implied is the time of directories that no layer describes.
-var implied = time.Unix(0, 0)
+// implied are the times of directories that no layer describes.
+var implied = [2]time.Time{time.Unix(0, 0), time.Unix(0, 0)}
+
+// times are an entry's: who was not asked when it was read was read when it was written.
+func times(h *tar.Header) [2]time.Time {
+	if h.AccessTime.IsZero() {
+		return [2]time.Time{h.ModTime, h.ModTime}
+	}
+	return [2]time.Time{h.AccessTime, h.ModTime}
+}
 
 func newSerial(t testing.TB) *serial {
 	t.Helper()
@@ -34,7 +42,7 @@ func newSerial(t testing.TB) *serial {
 	if err := os.Chmod(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return &serial{t: t, root: root, times: map[string]time.Time{".": implied}}
+	return &serial{t: t, root: root, times: map[string][2]time.Time{".": implied}}
 }
 
 func (s *serial) must(err error) {
@@ -156,7 +164,7 @@ func (s *serial) entry(name string, h *tar.Header, content io.Reader) {
 		if !isRealDir(p) {
 			s.must(os.Mkdir(p, 0o755))
 		}
-		s.times[name] = h.ModTime
+		s.times[name] = times(h)
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		data, err := io.ReadAll(content)
 		s.must(err)
@@ -189,7 +197,7 @@ func (s *serial) attributes(p string, h *tar.Header) {
 			s.must(unix.Lsetxattr(p, key, []byte(value), 0))
 		}
 	}
-	s.setTime(p, h.ModTime)
+	s.setTimes(p, times(h))
 }
 
 func (s *serial) clearXattrs(p string) {
@@ -201,20 +209,29 @@ func (s *serial) clearXattrs(p string) {
 	}
 }
 
-func (s *serial) setTime(p string, t time.Time) {
-	ts, err := unix.TimeToTimespec(t)
-	s.must(err)
-	s.must(unix.UtimesNanoAt(unix.AT_FDCWD, p, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW))
+func (s *serial) setTimes(p string, t [2]time.Time) {
+	var ts [2]unix.Timespec
+	for i := range ts {
+		var err error
+		ts[i], err = unix.TimeToTimespec(t[i])
+		s.must(err)
+	}
+	s.must(unix.UtimesNanoAt(unix.AT_FDCWD, p, ts[:], unix.AT_SYMLINK_NOFOLLOW))
 }
 
-// done sets the directories' times, which making their entries has changed.
+// done sets the directories' times, which making and listing their entries has changed.
 func (s *serial) done() string {
+	var dirs []string
 	s.must(filepath.WalkDir(s.root, func(p string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() {
-			rel, _ := filepath.Rel(s.root, p)
-			s.setTime(p, s.times[rel])
+			dirs = append(dirs, p)
 		}
 		return err
 	}))
+	for _, p := range dirs {
+		rel, err := filepath.Rel(s.root, p)
+		s.must(err)
+		s.setTimes(p, s.times[rel])
+	}
 	return s.root
 }

@@ -160,11 +160,10 @@ func (w *writer) keepReplaced(p place, st unix.Stat_t) error {
 		return nil
 	}
 	path := join(p.dir, p.name)
-	generation := w.generations[path]
-	if w.generations == nil {
-		w.generations = map[string]uint64{}
+	generation, err := w.dirs.marks.replaced(path)
+	if err != nil {
+		return err
 	}
-	w.generations[path]++
 	if w.split == nil {
 		return nil
 	}
@@ -188,7 +187,7 @@ func (w *writer) moveReplaced(p place, st unix.Stat_t, name string) error {
 	if st.Nlink == 1 {
 		return unix.Linkat(at, p.name, unix.AT_FDCWD, target, 0)
 	}
-	fd, err := unix.Openat(at, p.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(at, p.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}

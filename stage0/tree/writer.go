@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"math"
 	"path"
 	"path/filepath"
@@ -55,8 +56,7 @@ type writer struct {
 	blocks  int64 // of 512 bytes
 	tarSize int64
 
-	generations map[string]uint64 // of files, by path: how many were replaced
-	contents    hash.Hash         // of which files have content, in the archive's order
+	contents hash.Hash // of which files have content, in the archive's order
 
 	implied, whiteouts []string
 	skipped            []Skipped
@@ -69,7 +69,7 @@ func newWriter(tmp string, limits Limits) (*writer, error) {
 	}
 	w := &writer{tmp: tmp, limits: limits, contents: sha256.New(), buf: make([]byte, chunkSize), zeros: make([]byte, 4096)}
 	w.take = w.entry
-	w.dirs = dirs{root: &dir{fd: fd, implied: true}, limits: limits, made: w.count}
+	w.dirs = dirs{root: &dir{fd: fd, implied: true}, limits: limits, marks: newMarks(limits.Memory), most: maxKept, made: w.count}
 	if err := unix.Fchmod(fd, 0o755); err != nil { // whatever the umask
 		return nil, errors.Join(fmt.Errorf("open tree: %w", err), unix.Close(fd))
 	}
@@ -139,12 +139,16 @@ func readError(ctx context.Context, err error) error {
 // begins with and however many ".." it has.
 func (w *writer) entry(ctx context.Context, h *tar.Header, content io.Reader) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
+		w.global(h)
 		return nil
 	}
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
 	if err := w.count(); err != nil {
+		return err
+	}
+	if err := w.dirs.trim(); err != nil {
 		return err
 	}
 	name := clean(h.Name)
@@ -165,15 +169,29 @@ func (w *writer) entry(ctx context.Context, h *tar.Header, content io.Reader) er
 	}
 	if removed, ok := strings.CutPrefix(base, whiteoutPrefix); ok && !w.literal {
 		if base == opaqueName {
-			d.opaque = true
-			return nil
+			return w.dirs.setOpaque(d)
 		}
-		return whiteout(d, removed)
+		return w.whiteout(d, removed)
 	}
 	if err := w.dirs.check(d, base); err != nil {
 		return err
 	}
 	return w.object(ctx, place{d, base}, h, content)
+}
+
+// global passes over a PAX header for all entries behind it, as everybody does who
+// applies layers: archive/tar does not carry its records over. What it says but for
+// comments (git archive's) is lost, and the record says so.
+func (w *writer) global(h *tar.Header) {
+	var lost []string
+	for _, key := range slices.Sorted(maps.Keys(h.PAXRecords)) {
+		if key != "comment" {
+			lost = append(lost, key)
+		}
+	}
+	if len(lost) > 0 {
+		w.skip(h.Name, "global header of "+shorten(strings.Join(lost, ", ")))
+	}
 }
 
 // place is where an entry goes: a name in a directory.
@@ -209,15 +227,16 @@ func hasAUFS(name string) bool {
 	return strings.HasPrefix(name, aufsPrefix) || strings.Contains(name, "/"+aufsPrefix)
 }
 
-func whiteout(d *dir, name string) error {
+func (w *writer) whiteout(d *dir, name string) error {
 	if name == "" || name == "." || name == ".." {
 		return fmt.Errorf("whiteout of no name: %w", errdefs.ErrInvalid)
 	}
-	if d.whiteouts == nil {
-		d.whiteouts = make(map[string]struct{})
+	m, err := w.dirs.marked(d)
+	if err != nil {
+		return err
 	}
-	d.whiteouts[name] = struct{}{}
-	return nil
+	m.whiteouts = append(m.whiteouts, strings.Clone(name)) // of a path that is longer
+	return w.dirs.marks.spend(len(name) + stringCost)
 }
 
 // count counts an entry, or a directory that one implies, against the limit.
@@ -238,44 +257,62 @@ func (w *writer) skip(name, reason string) {
 // and the directories' times. A name that the layer itself has stays, whatever
 // came first; a directory with a whiteout of its name hides the lower one.
 func (w *writer) finish(ctx context.Context) error {
-	err := w.dirs.each(func(d *dir) error {
-		if err := w.writeWhiteouts(d); err != nil {
+	marks := &w.dirs.marks
+	for _, path := range marks.sorted() {
+		if err := w.atMarked(ctx, path, w.writeWhiteouts); err != nil {
 			return err
 		}
-		return context.Cause(ctx)
-	})
+	}
+	for _, path := range marks.sorted() { // some more may be opaque now
+		if err := w.atMarked(ctx, path, w.sealMarked); err != nil {
+			return fmt.Errorf("directory %q: %w", path, err)
+		}
+	}
+	if err := w.dirs.dropAll(); err != nil {
+		return err
+	}
+	if err := w.sealRoot(); err != nil {
+		return fmt.Errorf("directory %q: %w", w.dirs.root.path(), err)
+	}
+	w.blocks += w.dirs.blocks
+	w.inodes += w.dirs.dropped
+	w.implied = slices.Sorted(maps.Keys(marks.implied))
+	slices.Sort(w.whiteouts)
+	return nil
+}
+
+// atMarked calls do with a directory that has a mark.
+func (w *writer) atMarked(ctx context.Context, path string, do func(*dir) error) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if err := w.dirs.trim(); err != nil {
+		return err
+	}
+	d, err := w.dirs.resolve(path, false)
 	if err != nil {
 		return err
 	}
-	err = w.dirs.each(func(d *dir) error {
-		if d.implied {
-			w.implied = append(w.implied, d.path())
-		}
-		if err := w.sealDirectory(d); err != nil {
-			return fmt.Errorf("directory %q: %w", d.path(), err)
-		}
-		return context.Cause(ctx)
-	})
-	slices.Sort(w.implied)
-	slices.Sort(w.whiteouts)
-	return err
+	return do(d)
 }
 
 // writeWhiteouts writes those of one directory. Below an opaque directory
 // there is nothing to remove, and a whiteout there would show up in listings.
 func (w *writer) writeWhiteouts(d *dir) error {
-	d.alone = d.opaque || d.parent != nil && d.parent.alone
+	hidden := w.dirs.marks.hidden(d.path())
 	before := w.inodes
-	for name := range d.whiteouts {
-		if k := d.kids[name]; k != nil {
+	for _, name := range d.mark.whiteouts {
+		k, err := w.dirs.kid(d, name)
+		switch {
+		case err != nil:
+		case k != nil:
 			// What the layer has below is all there is: nothing is left to inherit from.
-			k.opaque, k.implied = true, false
-			continue
+			w.dirs.described(k)
+			err = w.dirs.setOpaque(k)
+		case !hidden:
+			err = w.writeWhiteout(d, name)
 		}
-		if d.alone {
-			continue
-		}
-		if err := w.writeWhiteout(d, name); err != nil {
+		if err != nil {
 			return fmt.Errorf("whiteout of %q: %w", join(d, name), err)
 		}
 	}
@@ -303,8 +340,21 @@ func (w *writer) writeWhiteout(d *dir, name string) error {
 	return syscallError(err)
 }
 
-func (w *writer) setDefaultACL(d *dir, fd int) error {
-	err := unix.Fsetxattr(fd, defaultACL, d.defaultACL, 0)
+// sealMarked sets the attributes of a directory that what is made in it must not see.
+func (w *writer) sealMarked(d *dir) error {
+	fd, err := w.dirs.fd(d)
+	if err != nil {
+		return err
+	}
+	if d.mark.opaque {
+		if err := unix.Fsetxattr(fd, opaqueXattr, []byte("y"), 0); err != nil {
+			return fmt.Errorf("set %s: %w", opaqueXattr, syscallError(err))
+		}
+	}
+	if d.mark.defaultACL == nil {
+		return nil
+	}
+	err = unix.Fsetxattr(fd, defaultACL, d.mark.defaultACL, 0)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		w.skip(d.path(), "attribute "+defaultACL+": "+err.Error())
 		return nil
@@ -315,36 +365,16 @@ func (w *writer) setDefaultACL(d *dir, fd int) error {
 	return nil
 }
 
-func (w *writer) sealDirectory(d *dir) error {
-	fd, err := w.dirs.fd(d)
-	if err != nil {
-		return err
-	}
-	if d.opaque {
-		if err := unix.Fsetxattr(fd, opaqueXattr, []byte("y"), 0); err != nil {
-			return fmt.Errorf("set %s: %w", opaqueXattr, syscallError(err))
-		}
-	}
-	if d.defaultACL != nil {
-		if err := w.setDefaultACL(d, fd); err != nil {
-			return err
-		}
-	}
+// sealRoot is for the root what dropping is for the other directories.
+func (w *writer) sealRoot() error {
+	root := w.dirs.root
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(root.fd, &st); err != nil {
 		return err
 	}
 	w.blocks += st.Blocks
 	w.inodes++
-	times := d.times[:]
-	if d.parent == nil {
-		return unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), times, 0)
-	}
-	parent, err := w.dirs.fd(d.parent)
-	if err != nil {
-		return err
-	}
-	return unix.UtimesNanoAt(parent, d.name, times, unix.AT_SYMLINK_NOFOLLOW)
+	return unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", root.fd), root.times[:], 0)
 }
 
 // countReader counts what is read, and drains its source.
