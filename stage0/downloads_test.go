@@ -11,6 +11,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/fetch/registrytest"
 )
 
@@ -87,6 +88,7 @@ func TestDownloadsAreBounded(t *testing.T) {
 				pull = append(pull, path.Join(proxy.Host, name))
 			}
 			p, _ := newPipeline(t, t.TempDir())
+			p.Source = fetch.NewRegistry(fetch.Config{}) // patient: blobs are held up
 			p.MaxDownloads, p.MaxDownloadsTotal = tt.image, tt.total
 			var g sync.WaitGroup
 			for _, name := range pull {
