@@ -94,6 +94,9 @@ func TestTrialOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	look(true, 4) // the file is of another boot
+	if now, err := os.ReadFile(s.Known); err != nil || !bytes.Equal(now, was) {
+		t.Errorf("remembers %q, %v; want %q alone", now, err, was)
+	}
 	n.statfs = func(path string, st *unix.Statfs_t) error {
 		err := unix.Statfs(path, st)
 		st.Fsid.Val[0]++
