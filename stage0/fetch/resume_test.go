@@ -300,6 +300,60 @@ func TestContentEncoding(t *testing.T) {
 	}
 }
 
+// An answer without an end is left where it is too long, whatever it answers.
+func TestEndlessAnswers(t *testing.T) {
+	reg := registrytest.Start(t)
+	layer := registrytest.PlainLayer(t, false, registrytest.Tar(t, "a", noise(10_000)))
+	img := registrytest.Image(t, registrytest.Spec{Platform: amd64, Layers: []v1.Layer{layer}})
+	reg.Push(t, "i:1", img)
+	id, err := img.ConfigName()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob := "/blobs/" + digestOf(t, layer)
+	const end = 64 << 20 // of those that nobody leaves
+	for _, tc := range []struct {
+		name, path string
+		code       int
+		want       error
+	}{
+		{"layer", blob, http.StatusOK, errdefs.ErrUnverified},
+		{"config", "/blobs/" + id.String(), http.StatusOK, errdefs.ErrUnverified},
+		{"manifest", "/manifests/" + digestOf(t, img), http.StatusOK, errdefs.ErrUnverified},
+		{"failure", blob, http.StatusNotFound, errdefs.ErrNotFound},
+		{"refusal", blob, http.StatusForbidden, errdefs.ErrDenied},
+		{"trouble", blob, http.StatusServiceUnavailable, errdefs.ErrUnavailable},
+		{"redirect", blob, http.StatusTemporaryRedirect, errdefs.ErrNotFound},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var sent atomic.Int64
+			var asked atomic.Int64
+			p := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+				if q.Method != http.MethodGet || !strings.HasSuffix(q.URL.Path, tc.path) {
+					next.ServeHTTP(w, q)
+					return
+				}
+				asked.Add(1)
+				w.Header().Set("Location", "/nowhere")
+				w.WriteHeader(tc.code)
+				for n := 0; n < end; n += 64 << 10 {
+					if _, err := (sending{w, &sent}).Write(make([]byte, 64<<10)); err != nil {
+						return
+					}
+				}
+			})
+			_, err := pulls(t, fetch.Config{}, p.Host+"/i:1")
+			if !errors.Is(err, tc.want) {
+				t.Errorf("error %v, want %v", err, tc.want)
+			}
+			// What was on its way when we hung up lies in the buffers of the sockets.
+			if n := sent.Load(); n > end/2*asked.Load() || asked.Load() == 0 {
+				t.Errorf("%d bytes were sent in %d answers", n, asked.Load())
+			}
+		})
+	}
+}
+
 // A failure may tell of itself in any coding: its status is what counts.
 func TestContentEncodingOfFailures(t *testing.T) {
 	reg := registrytest.Start(t)
