@@ -21,11 +21,12 @@ import (
 var blows = []string{"fsync", "renameat", "renameat2", "mount", "unlinkat", "symlinkat"}
 
 // mostBlows ends the count, which a command that never gets by would go on with.
-const mostBlows = 60
+const mostBlows = 100
 
 // TestKilledBlindly kills each command at the n-th of each system call, for every n
-// until the command ends by itself. strace counts for each thread, so a few
-// moments are met twice and none is left out but those of the busiest thread.
+// until the command ends by itself, which is at once where it does not make the call. strace
+// counts for each thread, so a few moments are met twice and none is left out but those of
+// the busiest thread.
 func TestKilledBlindly(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("runs containers: needs root")
@@ -42,22 +43,15 @@ func TestKilledBlindly(t *testing.T) {
 	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}, Config: spoolAll})
 	b := &blind{g: g, image: "docker://" + registry.Ref("contract/pause:1"), scope: harness.LeakScope{Dirs: []string{g.Base}, Bridge: g.Network.Bridge}}
 	b.warmUp(t)
-	before, err := harness.TakeSnapshot(b.scope)
-	if err != nil {
+	if b.before, err = harness.TakeSnapshot(b.scope); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range b.cases() {
 		t.Run(c.name, func(t *testing.T) {
-			for _, call := range c.calls {
-				b.every(t, c, call)
+			for _, call := range blows {
+				t.Run(call, func(t *testing.T) { b.every(t, c, call) })
 			}
 			b.empty(t)
-			if _, left := harness.Leaks(t, b.scope, before); len(left) > 0 {
-				t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
-			}
-			if a := g.Network.Addresses(t); len(a) > 0 {
-				t.Errorf("addresses that nobody gave back: %v", a)
-			}
 		})
 	}
 	t.Logf("%d kills", b.kills)
@@ -68,39 +62,56 @@ type blind struct {
 	g     *harness.Gantry
 	image string
 	scope harness.LeakScope
-	kills int
+	// before is what there is outside of files while no pod is run.
+	before harness.Snapshot
+	kills  int
+}
+
+// asBefore looks for what is there and was not while no pod ran.
+func (b *blind) asBefore(t *testing.T) {
+	t.Helper()
+	if _, left := harness.Leaks(t, b.scope, b.before); len(left) > 0 {
+		t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+	}
+	if a := b.g.Network.Addresses(t); len(a) > 0 {
+		t.Errorf("addresses that nobody gave back: %v", a)
+	}
 }
 
 // blow is a command that is killed, what comes before it and what must hold after.
 type blow struct {
 	name  string
-	calls []string
 	setUp func(t *testing.T) (args []string)
 	again func(t *testing.T, args []string)
 }
 
 func (b *blind) cases() []blow {
 	return []blow{
-		{"fetch", []string{"fsync", "renameat", "renameat2", "unlinkat"}, b.noImage, b.fetchAgain},
-		{"prepare", []string{"fsync", "renameat", "symlinkat"}, b.withImage, b.prepareAgain},
-		{"run-prepared", []string{"fsync", "renameat", "mount"}, b.prepared, b.runAgain},
-		{"rm of a running pod", []string{"fsync", "renameat"}, b.running, b.rmAgain},
-		{"rm of a prepared pod", []string{"unlinkat"}, b.removable, b.rmAgain},
-		{"gc", blows, b.garbage, b.gcAgain},
+		{"fetch", b.noImage, b.fetchAgain},
+		{"prepare", b.withImage, b.prepareAgain},
+		{"run-prepared", b.prepared, b.runAgain},
+		{"stop", b.stoppable, b.stopAgain},
+		{"rm of a running pod", b.running, b.rmAgain},
+		{"rm of a prepared pod", b.removable, b.rmAgain},
+		{"image rm", b.removableImage, b.imageRmAgain},
+		{"gc", b.garbage, b.gcAgain},
 	}
 }
 
 // every kills at the first, the second … call (every stride-th) until the command gets by.
 func (b *blind) every(t *testing.T, c blow, call string) {
 	t.Helper()
+	already := b.kills
 	for n := 1; n <= mostBlows; n += stride(t) {
 		args := c.setUp(t)
 		killed := b.strike(t, call, n, args)
 		c.again(t, args)
+		b.asBefore(t)
 		if t.Failed() {
 			t.Fatalf("after gantry %q was killed at %s number %d", args, call, n)
 		}
 		if !killed {
+			t.Logf("%d kills", b.kills-already)
 			return
 		}
 		b.kills++
@@ -166,17 +177,20 @@ func (b *blind) clearPods(t *testing.T) {
 	}
 }
 
-// pods are the UUIDs of all pods that are listed, each of which must be whole.
+// pods are the UUIDs of all pods that are listed. Each must be whole, or be said to be in
+// the making.
 func (b *blind) pods(t *testing.T) []string {
 	t.Helper()
+	var list []struct{ UUID, State string }
+	if err := json.Unmarshal([]byte(b.cli(t, "list", "--format=json")), &list); err != nil {
+		t.Fatal(err)
+	}
 	var all []string
-	for line := range strings.Lines(b.cli(t, "list", "--full")) {
-		f := strings.Fields(line)
-		if len(f) == 0 || f[0] == "UUID" {
-			continue
+	for _, p := range list {
+		if p.State != "embryo" && p.State != "preparing" {
+			b.cli(t, "cat-manifest", p.UUID)
 		}
-		b.cli(t, "cat-manifest", f[0])
-		all = append(all, f[0])
+		all = append(all, p.UUID)
 	}
 	return all
 }
@@ -218,6 +232,7 @@ func (b *blind) runAgain(t *testing.T, args []string) {
 	b.cli(t, "gc")
 	l := &life{t: t, g: b.g, uuid: args[len(args)-1]}
 	if l.state() == "prepared" {
+		b.asBefore(t)
 		b.cli(t, args...)
 	}
 	if state := l.state(); state != "running" {
@@ -226,11 +241,32 @@ func (b *blind) runAgain(t *testing.T, args []string) {
 	b.clearPods(t)
 }
 
-func (b *blind) running(t *testing.T) []string {
+func (b *blind) runs(t *testing.T) (uuid string) {
 	t.Helper()
 	args := b.prepared(t)
 	b.cli(t, args...)
-	return []string{"rm", "--force", args[len(args)-1]}
+	return args[len(args)-1]
+}
+
+func (b *blind) stoppable(t *testing.T) []string {
+	t.Helper()
+	return []string{"stop", b.runs(t)}
+}
+
+// stopAgain finds the pod running or ended.
+func (b *blind) stopAgain(t *testing.T, args []string) {
+	t.Helper()
+	b.cli(t, args...)
+	b.asBefore(t)
+	if state := (&life{t: t, g: b.g, uuid: args[len(args)-1]}).state(); state != "exited" {
+		t.Errorf("the pod is %s, not exited", state)
+	}
+	b.clearPods(t)
+}
+
+func (b *blind) running(t *testing.T) []string {
+	t.Helper()
+	return []string{"rm", "--force", b.runs(t)}
 }
 
 func (b *blind) removable(t *testing.T) []string {
@@ -241,10 +277,31 @@ func (b *blind) removable(t *testing.T) []string {
 // rmAgain removes the pod, which may be gone already.
 func (b *blind) rmAgain(t *testing.T, args []string) {
 	t.Helper()
+	b.goneOr(t, args)
+	b.clearPods(t)
+}
+
+func (b *blind) removableImage(t *testing.T) []string {
+	t.Helper()
+	b.cli(t, "fetch", "--quiet", b.image)
+	return []string{"image", "rm", strings.TrimPrefix(b.image, "docker://")}
+}
+
+// imageRmAgain removes the image, which may be gone already, and fetches it again.
+func (b *blind) imageRmAgain(t *testing.T, args []string) {
+	t.Helper()
+	whole(t, b.g.Dir)
+	b.goneOr(t, args)
+	b.prepareAgain(t, b.withImage(t))
+	b.empty(t)
+}
+
+// goneOr runs a command again, and is content when what it removes is gone.
+func (b *blind) goneOr(t *testing.T, args []string) {
+	t.Helper()
 	if _, err := (&life{t: t, g: b.g}).try(args...); err != nil && !strings.Contains(err.Error(), "not found") && !strings.Contains(err.Error(), "no matches found") {
 		t.Error(err)
 	}
-	b.clearPods(t)
 }
 
 // garbage is all that a gc has to do: a pod that was never run, and trees that
