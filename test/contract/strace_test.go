@@ -41,11 +41,11 @@ func TestKilledBlindly(t *testing.T) {
 	}
 	registry.Push(t, "contract/pause:1", img)
 	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}, Config: spoolAll})
-	b := &blind{g: g, image: "docker://" + registry.Ref("contract/pause:1"), scope: harness.LeakScope{Dirs: []string{g.Base}, Bridge: g.Network.Bridge}}
-	b.warmUp(t)
-	if b.before, err = harness.TakeSnapshot(b.scope); err != nil {
+	other, err := images.Stack(images.Options{})
+	if err != nil {
 		t.Fatal(err)
 	}
+	b := &blind{g: g, image: "docker://" + registry.Ref("contract/pause:1"), peace: newPeace(t, g, registry, other)}
 	for _, c := range b.cases() {
 		t.Run(c.name, func(t *testing.T) {
 			for _, call := range blows {
@@ -54,6 +54,7 @@ func TestKilledBlindly(t *testing.T) {
 			b.empty(t)
 		})
 	}
+	b.peace.unbroken(t)
 	t.Logf("%d kills", b.kills)
 }
 
@@ -61,21 +62,8 @@ func TestKilledBlindly(t *testing.T) {
 type blind struct {
 	g     *harness.Gantry
 	image string
-	scope harness.LeakScope
-	// before is what there is outside of files while no pod is run.
-	before harness.Snapshot
-	kills  int
-}
-
-// asBefore looks for what is there and was not while no pod ran.
-func (b *blind) asBefore(t *testing.T) {
-	t.Helper()
-	if _, left := harness.Leaks(t, b.scope, b.before); len(left) > 0 {
-		t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
-	}
-	if a := b.g.Network.Addresses(t); len(a) > 0 {
-		t.Errorf("addresses that nobody gave back: %v", a)
-	}
+	peace *peace
+	kills int
 }
 
 // blow is a command that is killed, what comes before it and what must hold after.
@@ -106,7 +94,7 @@ func (b *blind) every(t *testing.T, c blow, call string) {
 		args := c.setUp(t)
 		killed := b.strike(t, call, n, args)
 		c.again(t, args)
-		b.asBefore(t)
+		b.peace.undone(t, "")
 		if t.Failed() {
 			t.Fatalf("after gantry %q was killed at %s number %d", args, call, n)
 		}
@@ -147,14 +135,7 @@ func (b *blind) cli(t *testing.T, args ...string) string {
 	return strings.TrimSpace(b.g.CLI(t, args[0], args[1:]...))
 }
 
-// warmUp leads a whole life, which makes what stays, such as the bridge.
-func (b *blind) warmUp(t *testing.T) {
-	t.Helper()
-	b.cli(t, b.running(t)...)
-	b.empty(t)
-}
-
-// empty removes all pods and images, and looks whether the data directory is so too.
+// empty removes all pods and images but the bystander's, and looks whether nothing else is left.
 func (b *blind) empty(t *testing.T) {
 	t.Helper()
 	b.clearPods(t)
@@ -162,11 +143,7 @@ func (b *blind) empty(t *testing.T) {
 		t.Error(err)
 	}
 	b.cli(t, "gc", "--grace-period=0s", "--expire-prepared=0s")
-	for _, dir := range []string{"trees", "tmp", "pods/by-id", "images", "refs"} {
-		if left := entries(t, filepath.Join(b.g.Dir, dir)); len(left) > 0 {
-			t.Errorf("%s holds %v", dir, left)
-		}
-	}
+	b.peace.restored(t)
 }
 
 func (b *blind) clearPods(t *testing.T) {
@@ -177,8 +154,8 @@ func (b *blind) clearPods(t *testing.T) {
 	}
 }
 
-// pods are the UUIDs of all pods that are listed. Each must be whole, or be said to be in
-// the making.
+// pods are the UUIDs of all pods that are listed but the bystander. Each must be whole, or
+// be said to be in the making.
 func (b *blind) pods(t *testing.T) []string {
 	t.Helper()
 	var list []struct{ UUID, State string }
@@ -187,6 +164,9 @@ func (b *blind) pods(t *testing.T) []string {
 	}
 	var all []string
 	for _, p := range list {
+		if p.UUID == b.peace.bystander {
+			continue
+		}
 		if p.State != "embryo" && p.State != "preparing" {
 			b.cli(t, "cat-manifest", p.UUID)
 		}
@@ -232,7 +212,7 @@ func (b *blind) runAgain(t *testing.T, args []string) {
 	b.cli(t, "gc")
 	l := &life{t: t, g: b.g, uuid: args[len(args)-1]}
 	if l.state() == "prepared" {
-		b.asBefore(t)
+		b.peace.undone(t, "")
 		b.cli(t, args...)
 	}
 	if state := l.state(); state != "running" {
@@ -257,7 +237,7 @@ func (b *blind) stoppable(t *testing.T) []string {
 func (b *blind) stopAgain(t *testing.T, args []string) {
 	t.Helper()
 	b.cli(t, args...)
-	b.asBefore(t)
+	b.peace.undone(t, args[len(args)-1])
 	if state := (&life{t: t, g: b.g, uuid: args[len(args)-1]}).state(); state != "exited" {
 		t.Errorf("the pod is %s, not exited", state)
 	}
