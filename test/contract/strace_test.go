@@ -46,10 +46,13 @@ func TestKilledBlindly(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := &blind{g: g, image: "docker://" + registry.Ref("contract/pause:1"), peace: newPeace(t, g, registry, other)}
-	for _, c := range b.cases() {
+	for i, c := range b.cases() {
 		t.Run(c.name, func(t *testing.T) {
-			for _, call := range blows {
-				t.Run(call, func(t *testing.T) { b.every(t, c, call) })
+			for j, call := range blows {
+				// Of a sample every fifth pair, which are other calls for each command.
+				if (i*len(blows)+j)%min(stride(t), 5) == 0 {
+					t.Run(call, func(t *testing.T) { b.every(t, c, call) })
+				}
 			}
 			b.empty(t)
 		})
