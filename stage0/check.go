@@ -214,6 +214,9 @@ func (p *Pipeline) others(known []CheckedTree) ([]CheckedTree, error) {
 		}
 		t := CheckedTree{Report: verify.Report{Tree: name, Findings: []verify.Finding{}}, Images: []digest.Digest{}}
 		m, err := p.Trees.Meta(name)
+		if _, statErr := os.Lstat(p.Trees.Path(name)); errors.Is(err, errdefs.ErrNotFound) && errors.Is(statErr, fs.ErrNotExist) {
+			continue // collected since it was listed
+		}
 		t.DiffID, t.Fixup = m.DiffID, m.Fixup
 		switch {
 		case errors.Is(err, errdefs.ErrUnsupported):

@@ -375,6 +375,8 @@ func (p *Pipeline) describe(ctx context.Context, man fetch.Manifest) (store.Imag
 		id := man.DiffIDs[i]
 		img.Layers = append(img.Layers, store.Layer{Digest: d.Digest, DiffID: id, MediaType: d.MediaType, Size: d.Size, Tree: tree.Name(id)})
 	}
+	collector.begin()
+	defer collector.end()
 	var err error
 	if img.Fixup, err = p.Trees.Fixup(ctx, man.DiffIDs); err != nil {
 		return store.Image{}, err

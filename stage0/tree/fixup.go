@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -52,7 +53,7 @@ func (s *Store) fixup(ctx context.Context, diffIDs []digest.Digest) (string, err
 	if _, ok, err := s.has(name, chainID); ok || err != nil {
 		return name, err
 	}
-	p, err := s.renderFixup(ctx, chainID, diffIDs)
+	p, err := s.renderFixup(ctx, chainID, diffIDs, s.Limits.withDefaults().Memory)
 	if err != nil || p == nil {
 		return "", err
 	}
@@ -64,13 +65,14 @@ func (s *Store) fixup(ctx context.Context, diffIDs []digest.Digest) (string, err
 	return name, nil
 }
 
-// renderFixup returns nil when the stack needs no fix-up tree.
-func (s *Store) renderFixup(ctx context.Context, chainID digest.Digest, diffIDs []digest.Digest) (*Pending, error) {
-	st, err := s.stack(diffIDs)
+// renderFixup returns nil when the stack needs no fix-up tree. What it has in memory is
+// bounded by the limit of a layer's memory.
+func (s *Store) renderFixup(ctx context.Context, chainID digest.Digest, diffIDs []digest.Digest, limit int64) (*Pending, error) {
+	st, err := s.stack(diffIDs, limit)
 	if err != nil {
 		return nil, err
 	}
-	sources, err := st.sources(ctx)
+	sources, err := st.sources(ctx, limit)
 	if err != nil || len(sources) == 0 {
 		return nil, err
 	}
@@ -80,7 +82,8 @@ func (s *Store) renderFixup(ctx context.Context, chainID digest.Digest, diffIDs 
 // RebuildFixup makes the fix-up tree of a stack once more, to hold the stored one to.
 // It is nil if the stack needs none. Errors are as with Fixup.
 func (s *Store) RebuildFixup(ctx context.Context, diffIDs []digest.Digest) (*Rebuilt, error) {
-	p, err := s.renderFixup(ctx, identity.ChainID(diffIDs), diffIDs)
+	// What was made was within the limits of that time.
+	p, err := s.renderFixup(ctx, identity.ChainID(diffIDs), diffIDs, math.MaxInt64/sharedPaths)
 	if err != nil {
 		return nil, fmt.Errorf("make fix-up tree: %w", err)
 	}
@@ -103,8 +106,13 @@ type stackLayer struct {
 	whiteouts map[string]bool // directories that hold some
 }
 
-func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
+// sharedPaths is how often, on average, an image at the limit of memory may name a
+// directory in one layer and again in others.
+const sharedPaths = 4
+
+func (s *Store) stack(diffIDs []digest.Digest, limit int64) (stack, error) {
 	var st stack
+	left := limit * sharedPaths
 	for _, id := range slices.Backward(diffIDs) {
 		m, ok, err := s.Has(id)
 		if err != nil {
@@ -112,6 +120,14 @@ func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
 		}
 		if !ok {
 			return nil, fmt.Errorf("tree of layer %s: %w", id, errdefs.ErrNotFound)
+		}
+		for _, paths := range []Paths{m.Implied, m.Whiteouts} {
+			for _, p := range paths {
+				left -= int64(len(p) + impliedCost)
+			}
+		}
+		if left < 0 {
+			return nil, fmt.Errorf("implied directories of all layers take more than %d bytes of memory: %w", limit*sharedPaths, passed("memory"))
 		}
 		root := filepath.Join(s.Path(Name(id)), rootfsName)
 		st = append(st, stackLayer{root: root, implied: set(m.Implied), whiteouts: set(m.Whiteouts)})
@@ -140,10 +156,14 @@ func (st stack) addWithParents(fix map[string]string, merged map[string]mergedDi
 
 // sources returns the directories of the fix-up tree, each with the directory
 // that its attributes come from, "" where no layer really has it.
-func (st stack) sources(ctx context.Context) (map[string]string, error) {
+func (st stack) sources(ctx context.Context, limit int64) (map[string]string, error) {
 	merged := map[string]mergedDir{}
 	fix := map[string]string{}
-	for _, p := range st.candidates() {
+	candidates, err := st.candidates(limit)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range candidates {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
@@ -191,18 +211,25 @@ func allLayers(st stack) []int {
 
 // candidates returns the directories that may need the fix-up tree, and all
 // their parents, parents first.
-func (st stack) candidates() []string {
+func (st stack) candidates(limit int64) ([]string, error) {
 	paths := map[string]struct{}{".": {}}
+	left := limit
 	for _, l := range st {
 		for _, from := range []map[string]bool{l.implied, l.whiteouts} {
 			for p := range from {
 				for ; p != "."; p = path.Dir(p) {
+					if _, ok := paths[p]; ok {
+						break // and its parents
+					}
 					paths[p] = struct{}{}
+					if left -= int64(len(p) + impliedCost); left < 0 {
+						return nil, fmt.Errorf("implied directories and those above them take more than %d bytes of memory: %w", limit, passed("memory"))
+					}
 				}
 			}
 		}
 	}
-	return slices.SortedFunc(maps.Keys(paths), parentsFirst)
+	return slices.SortedFunc(maps.Keys(paths), parentsFirst), nil
 }
 
 // mergedDir is a directory of the merged view.

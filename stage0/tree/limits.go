@@ -23,7 +23,8 @@ type Limits struct {
 	Entries int64 `json:"entries,omitempty"`
 	// Memory is what has to be remembered of the layer until its end, bytes: implied
 	// directories, whiteouts and opaque marks, attributes of directories, and which files
-	// a later entry replaced.
+	// a later entry replaced. The implied directories of an image, each counted once, take
+	// no more either.
 	Memory int64 `json:"memory,omitempty"`
 	// Depth is the number of components of a path.
 	Depth int `json:"depth,omitempty"`
@@ -36,7 +37,7 @@ type Limits struct {
 // DefaultLimits hold where nothing else is said. Code and data shrink to a half or
 // a fifth, logs to a twentieth; only gigabytes of one byte shrink 200 times and more,
 // by gzip up to 1032 times and by zstd without a bound that would matter.
-var DefaultLimits = Limits{Bytes: 512 << 30, Ratio: 200, Entries: 10_000_000, Memory: 8 << 20, Depth: 1024, PathLength: unix.PathMax - 1, NameLength: unix.NAME_MAX}
+var DefaultLimits = Limits{Bytes: 512 << 30, Ratio: 200, Entries: 10_000_000, Memory: 4 << 20, Depth: 1024, PathLength: unix.PathMax - 1, NameLength: unix.NAME_MAX}
 
 // freeBytes is what any layer may have uncompressed, however small its blob is.
 const freeBytes = 1 << 30
@@ -53,7 +54,7 @@ func (l Limits) Check() error {
 		{"bytes", l.Bytes, math.MaxInt64},
 		{"ratio", l.Ratio, math.MaxInt64},
 		{"entries", l.Entries, math.MaxInt64},
-		{"memory", l.Memory, math.MaxInt64},
+		{"memory", l.Memory, math.MaxInt64 / sharedPaths},
 		{"depth", int64(l.Depth), math.MaxInt64},
 		{"pathLength", int64(l.PathLength), int64(DefaultLimits.PathLength)},
 		{"nameLength", int64(l.NameLength), int64(DefaultLimits.NameLength)},

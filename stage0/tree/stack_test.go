@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -322,6 +323,48 @@ func TestFixup(t *testing.T) {
 				t.Errorf("again: %q, %v", again, err)
 			}
 		})
+	}
+}
+
+// TestFixupMemory holds that layers which are each within the limit are so together,
+// too, where they name other directories; and that what was made before is not held to it.
+func TestFixupMemory(t *testing.T) {
+	s, _ := open(t)
+	s.Limits.Memory = 3000
+	layer := func(n int, prefix string) digest.Digest { // of 31 implied directories
+		items := []item{file("n", fmt.Sprint(n))}
+		for i := range 30 {
+			items = append(items, file(fmt.Sprintf("%s/%d/f", prefix, i), ""))
+		}
+		_, m := add(t, s, items...)
+		return m.DiffID
+	}
+	var same []digest.Digest
+	for n := range 7 {
+		same = append(same, layer(n, "same"))
+	}
+	for _, tt := range []struct {
+		name   string
+		layers []digest.Digest
+		says   string
+	}{
+		{"the same directories", same[:5], ""},
+		{"the same directories too often", same, "more than 12000 bytes of memory: invalid: limit passed (layerLimits.memory)"},
+		{"others", []digest.Digest{same[0], layer(8, "other")}, "more than 3000 bytes of memory: invalid: limit passed (layerLimits.memory)"},
+	} {
+		_, err := s.Fixup(t.Context(), tt.layers)
+		if (tt.says == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		r, err := s.RebuildFixup(t.Context(), tt.layers)
+		if err != nil {
+			t.Errorf("%s, again: %v", tt.name, err)
+		}
+		if r != nil {
+			if err := r.Discard(); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }
 
