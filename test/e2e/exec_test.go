@@ -124,7 +124,7 @@ func newOneSize() oneSize {
 func testExecTTY(t *testing.T, b *box) {
 	id := b.start(t, "exec-tty", "exec sleep 1000")
 	r := must(b.Exec(callContext(t, callTimeout), &runtimeapi.ExecRequest{
-		ContainerId: id, Cmd: []string{"sh", "-c", "until stty size | grep -q '45 123'; do sleep .05; done; tty; stty size"}, Tty: true, Stdin: true, Stdout: true,
+		ContainerId: id, Cmd: []string{"sh", "-c", "until stty size 2>&1 | grep -q '45 123'; do sleep .05; done; tty; stty size"}, Tty: true, Stdin: true, Stdout: true,
 	}))(t)
 	var stdout bytes.Buffer
 	size := newOneSize()
