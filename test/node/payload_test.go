@@ -18,7 +18,7 @@ const allDone = "=== all done"
 // has not: a kubelet finds its node's address by it.
 const prelude = `#!/bin/bash
 export HOME=/root GANTRY_BIN=/usr/bin/gantry GANTRY_CACHE=/payload/cache GANTRY_KUBELET=/payload/bin/kubelet
-export GANTRY_CGROUP_DRIVER=systemd GANTRY_SLOWNESS=6 GANTRY_CONTRACT_STRIDE=20
+export GANTRY_CGROUP_DRIVER=systemd GANTRY_SLOWNESS=6 GANTRY_CONTRACT_STRIDE=30
 ip link add dummy0 type dummy
 ip addr add 192.0.2.10/24 dev dummy0
 ip link set dummy0 up
