@@ -1,7 +1,9 @@
 package shim
 
 import (
+	"maps"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,8 +36,8 @@ type metrics struct {
 	took     *prometheus.HistogramVec
 	unknown  *prometheus.CounterVec
 
-	mu     sync.Mutex       // guards flying
-	flying map[flight]int64 // bytes that are missing
+	mu     sync.Mutex // guards flying
+	flying map[flight]stage0.LayerProgress
 }
 
 // flight is a layer that is being fetched, and for what.
@@ -66,7 +68,7 @@ func newMetrics(version string) *metrics {
 		copied: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gantry_prepare_overlay_disabled_total", Help: "Pods whose root filesystems were copied because overlay does not work on the data directory.",
 		}),
-		flying: map[flight]int64{},
+		flying: map[flight]stage0.LayerProgress{},
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_cri_calls_total", Help: "CRI calls that were answered, by method and gRPC code.",
 		}, []string{"method", "code"}),
@@ -109,25 +111,35 @@ func (m *metrics) StageDone(s stage0.Stage, took time.Duration, err error) {
 // BytesFetched is part of stage0.Observer.
 func (m *metrics) BytesFetched(n int64) { m.bytes.Add(float64(n)) }
 
-// LayerProgress is part of stage0.Observer.
-func (m *metrics) LayerProgress(l stage0.LayerProgress) {
+// LayerProgress counts a layer, and says whether nothing was in flight before.
+func (m *metrics) LayerProgress(l stage0.LayerProgress) (first bool) {
 	if l.State != stage0.LayerFetching {
 		m.layers.WithLabelValues(string(l.State)).Inc()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := flight{l.Image, l.Layer}
-	before, flying := m.flying[f]
-	switch {
-	case l.State == stage0.LayerFetching:
-		left := max(0, l.Size-l.Done)
-		m.missing.Add(float64(left - before))
-		m.flying[f] = left
-	case flying:
-		m.missing.Sub(float64(before))
+	before, others := m.flying[f], len(m.flying)
+	left := int64(0)
+	if l.State == stage0.LayerFetching {
+		left = missing(l)
+		m.flying[f] = l
+	} else {
 		delete(m.flying, f)
 	}
+	m.missing.Add(float64(left - missing(before)))
 	m.inFlight.Set(float64(len(m.flying)))
+	return others == 0
+}
+
+// missing is how many bytes of a layer have still to come.
+func missing(l stage0.LayerProgress) int64 { return max(0, l.Size-l.Done) }
+
+// inAir is what is in flight now.
+func (m *metrics) inAir() []stage0.LayerProgress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.flying))
 }
 
 // CallDone is part of cri.CallObserver.

@@ -23,19 +23,36 @@ type observer struct {
 	*metrics
 	log klog.Logger
 
-	mu       sync.Mutex // guards what follows
-	said     string     // the reason that was logged last
-	fetching map[flight]stage0.LayerProgress
-	told     time.Time // when the log last said what is being fetched, or nothing was
+	mu   sync.Mutex // guards what follows
+	said string     // the reason that was logged last
+	told time.Time  // when the log last said what is being fetched, or nothing was
 }
 
 // LayerProgress is part of stage0.Observer. The log says how far the images are whose
 // fetch takes long; the metrics cannot, since each name would be a series for ever.
 func (o *observer) LayerProgress(l stage0.LayerProgress) {
-	o.metrics.LayerProgress(l)
-	for _, n := range o.fetchNews(l, time.Now()) {
+	first := o.metrics.LayerProgress(l)
+	if l.State != stage0.LayerFetching || !o.newsDue(first, time.Now()) {
+		return
+	}
+	for _, n := range fetchNewsOf(o.inAir()) {
 		o.log.Info("Fetching image", "image", n.image, "layersInFlight", n.layers, "bytes", n.done, "of", n.size)
 	}
+}
+
+// newsDue says whether the log shall say now how far the images are: mostly not.
+func (o *observer) newsDue(first bool, now time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	// One layer may end before the next begins; only a longer rest is the end of all.
+	if first && now.Sub(o.told) >= 2*fetchNewsPeriod {
+		o.told = now
+	}
+	if now.Sub(o.told) < fetchNewsPeriod {
+		return false
+	}
+	o.told = now
+	return true
 }
 
 // fetchNews is how far an image is: its layers that are being fetched, and their bytes.
@@ -45,27 +62,11 @@ type fetchNews struct {
 	done, size int64
 }
 
-// fetchNews takes note of a layer, and returns what the log shall say now: mostly nothing.
-func (o *observer) fetchNews(l stage0.LayerProgress, now time.Time) []fetchNews {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if l.State != stage0.LayerFetching {
-		delete(o.fetching, flight{l.Image, l.Layer})
-		return nil
-	}
-	// One layer may end before the next begins; only a longer rest is the end of all.
-	if len(o.fetching) == 0 && now.Sub(o.told) >= 2*fetchNewsPeriod {
-		o.fetching, o.told = map[flight]stage0.LayerProgress{}, now
-	}
-	o.fetching[flight{l.Image, l.Layer}] = l
-	if now.Sub(o.told) < fetchNewsPeriod {
-		return nil
-	}
-	o.told = now
+func fetchNewsOf(layers []stage0.LayerProgress) []fetchNews {
 	sums := map[string]fetchNews{}
-	for f, l := range o.fetching {
-		n := sums[f.image]
-		sums[f.image] = fetchNews{f.image, n.layers + 1, n.done + l.Done, n.size + l.Size}
+	for _, l := range layers {
+		n := sums[l.Image]
+		sums[l.Image] = fetchNews{l.Image, n.layers + 1, n.done + l.Done, n.size + l.Size}
 	}
 	return slices.SortedFunc(maps.Values(sums), func(a, b fetchNews) int { return cmp.Compare(a.image, b.image) })
 }
