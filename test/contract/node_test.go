@@ -304,9 +304,16 @@ func dead(t *testing.T, pid int) {
 
 // over says that a process has ended; a zombie has.
 func over(pid int) bool {
+	s, err := processState(pid)
+	return err != nil || s == "Z" || s == "X"
+}
+
+// processState is the letter that proc_pid_stat(5) has for what a process does.
+func processState(pid int) (string, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, after, _ := strings.Cut(string(raw), ") ")
-	return err != nil || strings.HasPrefix(after, "Z") || strings.HasPrefix(after, "X")
+	letter, _, _ := strings.Cut(after, " ")
+	return letter, err
 }
 
 // place is the directory that a pod's link lies in.

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -396,9 +395,8 @@ func (g *gate) struck(t *testing.T, command, id string) (pid int) {
 		if _, err := fmt.Sscan(string(raw), &pid); err != nil {
 			return err.Error()
 		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if _, after, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(after, "T") {
-			return fmt.Sprintf("the runtime is not stopped: %s, %v", stat, err)
+		if state, err := processState(pid); state != "T" {
+			return fmt.Sprintf("the runtime is not stopped: %s, %v", state, err)
 		}
 		return ""
 	})
