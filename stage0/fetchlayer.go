@@ -70,6 +70,8 @@ func (p *Pipeline) passLayer(ctx context.Context, remote fetch.Remote, l layer, 
 // pass waits for a slot, tells that a layer is fetched while read reads it, and then
 // what came of it.
 func (p *Pipeline) pass(ctx context.Context, l layer, times *fetchTimes, read func(*meteredReader) error) error {
+	collector.begin()
+	defer collector.end()
 	release, err := p.slots.acquire(ctx, p.layersInAll(), l.share, l.MediaType)
 	if err != nil {
 		return err

@@ -66,14 +66,12 @@ type waiter struct {
 // acquire waits for one of limit slots, and for the image's memory, and returns what
 // gives them back.
 func (s *slots) acquire(ctx context.Context, limit int, to *share, mediaType string) (release func(), err error) {
-	collector.begin()
 	w := &waiter{share: to, memory: tree.Memory(mediaType), granted: make(chan struct{})}
 	s.mu.Lock()
 	s.waiting = append(s.waiting, w)
 	s.grant(limit)
 	s.mu.Unlock()
 	release = func() {
-		collector.end()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.used--
@@ -94,8 +92,6 @@ func (s *slots) acquire(ctx context.Context, limit int, to *share, mediaType str
 	s.mu.Unlock()
 	if i < 0 { // it was granted at the same moment
 		release()
-	} else {
-		collector.end()
 	}
 	return nil, context.Cause(ctx)
 }
