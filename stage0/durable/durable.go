@@ -117,8 +117,11 @@ func OpenFileSystem(path string) (FileSystem, error) {
 	return FileSystem{d}, nil
 }
 
+// FileSystemOf is the file system of an open directory, which stays the caller's.
+func FileSystemOf(dir *os.File) FileSystem { return FileSystem{dir} }
+
 // Sync makes all durable that was written, and fails if something that was written since
-// OpenFileSystem is not.
+// the directory was opened is not.
 func (f FileSystem) Sync() error {
 	if err := unix.Syncfs(int(f.dir.Fd())); err != nil {
 		return fmt.Errorf("sync file system of %s: %w", f.dir.Name(), NoSpace(os.NewSyscallError("syncfs", err)))

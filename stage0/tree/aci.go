@@ -16,7 +16,6 @@ import (
 	"github.com/therootcompany/xz"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
-	"github.com/gantry-cri/gantry/stage0/failpoint"
 )
 
 // ACISource is the archive of an appc image (appc spec, spec/aci.md): a tar of a
@@ -80,27 +79,15 @@ func (s *Store) extractACI(ctx context.Context, src ACISource) (*Pending, ACI, e
 	}
 	var a ACI
 	limits := s.Limits.withDefaults()
-	w, err := newWriter(p.path, limits)
-	if err == nil {
-		w.seen = s.written.add
-		err = w.recorded(func() (err error) {
-			a, err = streamACI(ctx, src, w, limits.length(src.Size))
-			return err
-		})
-		p.meta = w.meta()
-		err = errors.Join(err, w.close())
-	}
-	if err == nil {
-		failpoint.Hit(failpoint.TreeExtracted)
-		p.meta.DiffID, p.meta.ACI, p.meta.TarSplit = ACIKey(a.Digest), a.Digest, true
+	err = s.write(p, limits, func(w *writer) (err error) {
+		a, err = streamACI(ctx, src, w, limits.length(src.Size))
+		p.meta.DiffID, p.meta.ACI = ACIKey(a.Digest), a.Digest
 		p.name = Name(p.meta.DiffID)
-		err = writeMeta(p.path, p.meta)
-	}
+		return err
+	})
 	if err != nil {
-		s.written.wait()
-		return nil, ACI{}, errors.Join(err, p.Discard())
+		return nil, ACI{}, err
 	}
-	failpoint.Hit(failpoint.TreeDescribed)
 	return p, a, nil
 }
 

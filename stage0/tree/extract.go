@@ -43,28 +43,39 @@ func (s *Store) extract(ctx context.Context, l Layer, blob io.Reader) (*Pending,
 	if err != nil {
 		return nil, err
 	}
-	p.name = Name(l.DiffID)
 	limits := s.Limits.withDefaults()
+	err = s.write(p, limits, func(w *writer) error {
+		p.name, p.meta.DiffID = Name(l.DiffID), l.DiffID
+		return stream(ctx, l, flow{blob: blob, open: open, writer: w, length: limits.length(l.Size)})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// write makes p's files of the archive that stream has the writer read, its record and
+// what meta.json tells; stream sets name and keys of p. What failed is discarded.
+func (s *Store) write(p *Pending, limits Limits, stream func(*writer) error) error {
 	w, err := newWriter(p.path, limits)
 	if err == nil {
 		w.seen = s.written.add
-		err = w.recorded(func() error {
-			return stream(ctx, l, flow{blob: blob, open: open, writer: w, length: limits.length(l.Size)})
-		})
-		p.meta = w.meta()
+		err = w.recorded(func() error { return stream(w) })
+		m := w.meta()
+		m.DiffID, m.ACI, m.TarSplit = p.meta.DiffID, p.meta.ACI, true
+		p.meta = m
 		err = errors.Join(err, w.close())
 	}
 	if err == nil {
 		failpoint.Hit(failpoint.TreeExtracted)
-		p.meta.DiffID, p.meta.TarSplit = l.DiffID, true
 		err = writeMeta(p.path, p.meta)
 	}
 	if err != nil {
 		s.written.wait()
-		return nil, errors.Join(err, p.Discard())
+		return errors.Join(err, p.Discard())
 	}
 	failpoint.Hit(failpoint.TreeDescribed)
-	return p, nil
+	return nil
 }
 
 // recorded has the archive's record written while the archive streams in.

@@ -95,10 +95,7 @@ func checkWritten(ps []*Pending) error {
 	if oldest == nil {
 		return nil
 	}
-	if err := unix.Syncfs(int(oldest.lock.Fd())); err != nil {
-		return fmt.Errorf("%s: %w", oldest.path, os.NewSyscallError("syncfs", err))
-	}
-	return nil
+	return durable.FileSystemOf(oldest.lock).Sync()
 }
 
 func (s *Store) publish(p *Pending) error {
