@@ -117,7 +117,7 @@ func TestStats(t *testing.T) {
 	c := sandboxConfig(t, "stats")
 	c.Linux.CgroupParent = parent
 	b := n.run(t, c)
-	id := b.start(t, "c", "dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; while :; do :; done", limited(64<<20))
+	id := b.start(t, "c", "dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; while :; do i=$((i+1)); [ $((i%2000)) != 0 ] || usleep 100000; done", limited(64<<20))
 	ctx := callContext(t, callTimeout)
 	first := must(n.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id}))(t).Stats
 	if first.Cpu.GetTimestamp() == 0 || first.Memory.GetTimestamp() == 0 || first.Attributes.GetLabels()["io.kubernetes.container.name"] != "c" {

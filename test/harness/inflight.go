@@ -142,7 +142,7 @@ func (f *InFlight) ReleaseAnswered(ctx context.Context, tb testing.TB, socket st
 			return
 		}
 		_ = c.Close()
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(Slowly(10 * time.Millisecond))
 	}
 }
 

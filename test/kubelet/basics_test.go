@@ -193,7 +193,7 @@ func testLogLink(t *testing.T, n *node) {
 
 // testStatistics finds a pod in the kubelet's summary.
 func testStatistics(t *testing.T, n *node) {
-	n.ready(t, newPod("stats", n.shell("busy", "dd if=/dev/zero of=/file bs=1k count=100; while :; do i=$((i+1)); [ $((i%20000)) != 0 ] || usleep 100000; done")))
+	n.ready(t, newPod("stats", n.shell("busy", "dd if=/dev/zero of=/file bs=1k count=100; while :; do i=$((i+1)); [ $((i%2000)) != 0 ] || usleep 100000; done")))
 	harness.Eventually(t, patience, func() string {
 		body, err := n.kubelet.Get(t.Context(), "/stats/summary")
 		if err != nil {

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,8 +54,9 @@ type node struct {
 	kubelet    *kube.Kubelet
 	prometheus *harness.Prometheus
 	runtime    internalapi.RuntimeService
-	busybox    string // a reference
-	web        string // a reference
+	busybox    string       // a reference
+	web        string       // a reference
+	begun      atomic.Int64 // tests of podTests; a node leaves some out
 }
 
 // TestKubelet is the whole judgement.
@@ -66,6 +68,7 @@ func TestKubelet(t *testing.T) {
 		for name, test := range podTests {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
+				n.begun.Add(1)
 				test(t, n)
 			})
 		}

@@ -42,7 +42,7 @@ func report(t *testing.T, out []byte) {
 				t.Errorf("the suite ended with status %q:\n%s", status, tail(m[2]))
 			}
 			figure(t, fmt.Sprintf("%-24s %3d passed, %d failed, %d skipped, %s s in the node",
-				strings.TrimPrefix(t.Name(), "TestNode/"), counts["pass"], counts["fail"], counts["skip"], m[4]))
+				strings.SplitN(t.Name(), "/", 3)[2], counts["pass"], counts["fail"], counts["skip"], m[4]))
 		})
 	}
 }

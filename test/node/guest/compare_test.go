@@ -3,8 +3,8 @@
 package guest
 
 import (
-	"crypto/sha256"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"maps"
 	"os"
@@ -49,6 +49,8 @@ func describe(root string) map[string]string {
 	return files
 }
 
+// describeFile sums contents by CRC-32: it finds what a power cut tears, and the node,
+// whose processor has no instructions for SHA-256, does three megabytes of that a second.
 func describeFile(path string) string {
 	var st syscall.Stat_t
 	if err := syscall.Lstat(path, &st); err != nil {
@@ -58,7 +60,7 @@ func describeFile(path string) string {
 	switch st.Mode & syscall.S_IFMT {
 	case syscall.S_IFREG:
 		data, err := os.ReadFile(path)
-		text += fmt.Sprintf(" links %d size %d sum %x %v", st.Nlink, st.Size, sha256.Sum256(data), err)
+		text += fmt.Sprintf(" links %d size %d sum %08x %v", st.Nlink, st.Size, crc32.ChecksumIEEE(data), err)
 	case syscall.S_IFLNK:
 		target, err := os.Readlink(path)
 		text += fmt.Sprintf(" to %s %v", target, err)
