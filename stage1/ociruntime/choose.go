@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
@@ -119,17 +118,19 @@ func probe(ctx context.Context, path, reason string) (Runtime, error) {
 	return Runtime{Name: name, Path: path, Version: version, Reason: reason}, nil
 }
 
-// versionLine is "crun version 1.8.1" or "runc version 1.1.5+ds1": words that may stand
-// in a record and in a message.
-var versionLine = regexp.MustCompile(`^\s*([!-~]{1,64})\s+version\s+([!-~]{1,64})\s*$`)
-
-// parseVersion reads the first line of --version.
+// parseVersion reads the first line of --version, "crun version 1.8.1" or "runc version
+// 1.1.5+ds1".
 func parseVersion(out string) (name, version string, ok bool) {
-	f := versionLine.FindStringSubmatch(firstLine(out))
-	if f == nil {
+	f := strings.Fields(firstLine(out))
+	if len(f) != 3 || f[1] != "version" || !isWord(f[0]) || !isWord(f[2]) {
 		return "", "", false
 	}
-	return f[1], f[2], true
+	return f[0], f[2], true
+}
+
+// isWord says whether s may stand in a record and in a message.
+func isWord(s string) bool {
+	return len(s) <= 64 && !strings.ContainsFunc(s, func(r rune) bool { return r < '!' || r > '~' })
 }
 
 func firstLine(s string) string {
