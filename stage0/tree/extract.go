@@ -60,6 +60,9 @@ func (s *Store) write(p *Pending, limits Limits, stream func(*writer) error) err
 	w, err := newWriter(p.path, limits)
 	if err == nil {
 		w.seen = s.written.add
+		s.archives.Add(1)
+		defer s.archives.Add(-1)
+		w.alone = func() bool { return s.archives.Load() == 1 }
 		err = w.recorded(func() error { return stream(w) })
 		m := w.meta()
 		m.DiffID, m.ACI, m.TarSplit = p.meta.DiffID, p.meta.ACI, true

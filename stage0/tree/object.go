@@ -54,9 +54,12 @@ func (w *writer) regular(ctx context.Context, p place, h *tar.Header, content io
 	if err != nil {
 		return err
 	}
+	if w.pools(h) {
+		return w.givePool(ctx, opened{p, fd}, h, content)
+	}
 	err = w.content(ctx, opened{p, fd}, h, content)
 	if err == nil {
-		err = w.attributes(fd, h)
+		_, err = attributes(fd, h)
 	}
 	if err == nil {
 		err = w.xattrs(h, func(key string, value []byte) error { return unix.Fsetxattr(fd, key, value, 0) })
@@ -77,15 +80,66 @@ type opened struct {
 	fd int
 }
 
-func (w *writer) content(ctx context.Context, f opened, h *tar.Header, content io.Reader) error {
+// pools says whether the pool finishes the file: a small one while no other archive
+// keeps the processors busy. What it does not do is to leave out what the file system
+// cannot keep.
+func (w *writer) pools(h *tar.Header) bool {
+	if w.alone == nil || !w.alone() || w.split == nil || h.Size > poolFile || isSparse(h) {
+		return false
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, xattrRecord) {
+			return false
+		}
+	}
+	return true
+}
+
+// givePool reads the content and gives the file, which is the pool's from then on.
+func (w *writer) givePool(ctx context.Context, f opened, h *tar.Header, content io.Reader) error {
+	if w.pool == nil {
+		w.pool = newPool()
+	}
+	given := w.pool.take()
+	given.fd, given.header, given.content = f.fd, h, given.buf[:h.Size]
+	if err := w.readContent(ctx, f.place, given, content); err != nil {
+		w.pool.giveBack(given)
+		return errors.Join(err, unix.Close(f.fd))
+	}
+	w.pool.give(given)
+	return nil
+}
+
+// readContent reads all of a file's content and has its record written.
+func (w *writer) readContent(ctx context.Context, p place, f *pooled, content io.Reader) error {
+	if err := w.spend(f.header); err != nil || len(f.content) == 0 {
+		return err
+	}
+	name := join(p.dir, p.name)
+	w.split.begin(name, w.dirs.marks.generations[name])
+	w.split.into(f.content, 0)
+	n, err := fill(content, f.content)
+	w.split.end()
+	if n < len(f.content) {
+		return readError(ctx, err)
+	}
+	return nil
+}
+
+// spend counts a file's size against the limit.
+func (w *writer) spend(h *tar.Header) error {
 	if h.Size > w.limits.Bytes {
 		return fmt.Errorf("file larger than %d bytes: %w", w.limits.Bytes, passed("bytes"))
 	}
 	if w.logical += h.Size; w.logical > w.limits.Bytes {
 		return fmt.Errorf("files of more than %d bytes: %w", w.limits.Bytes, passed("bytes"))
 	}
-	if h.Size == 0 {
-		return nil
+	return nil
+}
+
+func (w *writer) content(ctx context.Context, f opened, h *tar.Header, content io.Reader) error {
+	if err := w.spend(h); err != nil || h.Size == 0 {
+		return err
 	}
 	name := join(f.dir, f.name)
 	generation := w.dirs.marks.generations[name]
@@ -171,29 +225,29 @@ func writeAll(fd int, data []byte) error {
 }
 
 // attributes sets owner and mode of an open file or directory, each only where it
-// is not right already. Extended attributes come after it.
-func (w *writer) attributes(fd int, h *tar.Header) error {
+// is not right already, and returns what the file was before. Extended attributes come
+// after it.
+func attributes(fd int, h *tar.Header) (st unix.Stat_t, err error) {
 	uid, gid, err := owner(h)
 	if err != nil {
-		return err
+		return st, err
 	}
-	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return err
+		return st, err
 	}
 	chowned := int(st.Uid) != uid || int(st.Gid) != gid
 	if chowned {
 		if err := unix.Fchown(fd, uid, gid); err != nil {
-			return fmt.Errorf("chown: %w", syscallError(err))
+			return st, fmt.Errorf("chown: %w", syscallError(err))
 		}
 	}
 	// The umask took bits away, or chown did.
 	if st.Mode&0o7777 != mode(h) || chowned && mode(h)&0o6000 != 0 {
 		if err := unix.Fchmod(fd, mode(h)); err != nil {
-			return fmt.Errorf("chmod: %w", syscallError(err))
+			return st, fmt.Errorf("chmod: %w", syscallError(err))
 		}
 	}
-	return nil
+	return st, nil
 }
 
 // attributesAt is attributes for what has no descriptor: a link, a device.
@@ -314,7 +368,7 @@ func (w *writer) directoryAttributes(d *dir, h *tar.Header) error {
 	}
 	w.dirs.described(d)
 	d.times = timespecs(h.AccessTime, h.ModTime)
-	if err := w.attributes(fd, h); err != nil {
+	if _, err := attributes(fd, h); err != nil {
 		return err
 	}
 	if m := d.mark; m != nil { // of an earlier entry of the same directory
@@ -443,6 +497,9 @@ func (w *writer) lstat(p place) (st unix.Stat_t, err error) {
 // remove takes away what is at the place, a whole directory too, and what was
 // counted for it; directories are counted at the end.
 func (w *writer) remove(p place) error {
+	if err := w.settle(); err != nil { // it may be in the pool, and is counted below
+		return err
+	}
 	d, err := w.dirs.kid(p.dir, p.name)
 	if err != nil {
 		return err

@@ -43,6 +43,7 @@ type Store struct {
 	tmp      string         // absolute path of tmp/
 	sync     syncer         // shares one syncfs between commits
 	written  writeback      // of extractions
+	archives atomic.Int32   // that are being extracted
 	begun    atomic.Int64   // entries of tmp
 	readOnly []readonly.Dir // looked in first, never written
 }

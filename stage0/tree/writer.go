@@ -45,7 +45,9 @@ type writer struct {
 	seen func(n int) // nil, or told of the bytes of the archive as they are read
 	// literal says that names are names: no entry is a whiteout or an opaque mark.
 	literal bool
-	split   *splitter // nil: no record is written, and files are made without content
+	split   *splitter   // nil: no record is written, and files are made without content
+	alone   func() bool // nil, or says whether no other archive is being extracted
+	pool    *pool       // nil until there is a file for it
 	dirs    dirs
 	buf     []byte
 	zeros   []byte // as long as a hole is worth leaving
@@ -76,7 +78,18 @@ func newWriter(tmp string, limits Limits) (*writer, error) {
 	return w, nil
 }
 
+// settle waits until the pool has finished all files.
+func (w *writer) settle() error {
+	if w.pool == nil {
+		return nil
+	}
+	return w.pool.wait()
+}
+
 func (w *writer) close() error {
+	if w.pool != nil {
+		w.pool.stop()
+	}
 	w.dirs.closeAll()
 	return unix.Close(w.dirs.root.fd)
 }
@@ -122,9 +135,16 @@ func (w *writer) archive(ctx context.Context, in io.Reader) error {
 			return readError(ctx, err)
 		}
 		if err := w.take(ctx, h, r); err != nil {
-			return fmt.Errorf("entry %q: %w", shorten(h.Name), err)
+			return entryError(h, err)
+		}
+		if w.pool != nil && w.pool.err() != nil {
+			return w.pool.err()
 		}
 	}
+}
+
+func entryError(h *tar.Header, err error) error {
+	return fmt.Errorf("entry %q: %w", shorten(h.Name), err)
 }
 
 // readError tells the end of ctx from an archive that cannot be read.
@@ -273,6 +293,12 @@ func (w *writer) finish(ctx context.Context) error {
 	}
 	if err := w.sealRoot(); err != nil {
 		return fmt.Errorf("directory %q: %w", w.dirs.root.path(), err)
+	}
+	if err := w.settle(); err != nil {
+		return err
+	}
+	if w.pool != nil {
+		w.blocks += w.pool.blocks.Load()
 	}
 	w.blocks += w.dirs.blocks
 	w.inodes += w.dirs.dropped
