@@ -32,7 +32,14 @@ type observer struct {
 // fetch takes long; the metrics cannot, since each name would be a series for ever.
 func (o *observer) LayerProgress(l stage0.LayerProgress) {
 	first := o.metrics.LayerProgress(l)
-	if l.State != stage0.LayerFetching || !o.newsDue(first, time.Now()) {
+	if l.State != stage0.LayerFetching {
+		return
+	}
+	now := time.Now()
+	if first {
+		o.begun(now)
+	}
+	if !o.newsDue(now) {
 		return
 	}
 	for _, n := range fetchNewsOf(o.inAir()) {
@@ -40,14 +47,20 @@ func (o *observer) LayerProgress(l stage0.LayerProgress) {
 	}
 }
 
-// newsDue says whether the log shall say now how far the images are: mostly not.
-func (o *observer) newsDue(first bool, now time.Time) bool {
+// begun hears that a layer is in flight where none was. One may end before the next
+// begins; only a longer rest is the end of all.
+func (o *observer) begun(now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	// One layer may end before the next begins; only a longer rest is the end of all.
-	if first && now.Sub(o.told) >= 2*fetchNewsPeriod {
+	if now.Sub(o.told) >= 2*fetchNewsPeriod {
 		o.told = now
 	}
+}
+
+// newsDue says whether the log shall say now how far the images are: mostly not.
+func (o *observer) newsDue(now time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	if now.Sub(o.told) < fetchNewsPeriod {
 		return false
 	}
