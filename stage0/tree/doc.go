@@ -9,7 +9,8 @@
 //
 // A layer is extracted in one pass while its blob streams in: the blob is
 // hashed, decompressed, hashed again and written, each in a goroutine of its
-// own over bounded buffers. Layers know nothing of each other, so they are
+// own over bounded buffers; while it is the only one, four more finish its small
+// files. Layers know nothing of each other, so they are
 // extracted in any order and in parallel. What a layer alone cannot know, the
 // attributes of directories that it only implies, is put right by a fix-up
 // tree (see Store.Fixup) that lies on top of the stack.
