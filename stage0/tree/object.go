@@ -80,52 +80,6 @@ type opened struct {
 	fd int
 }
 
-// pools says whether the pool finishes the file: a small one while no other archive
-// keeps the processors busy. What it does not do is to leave out what the file system
-// cannot keep.
-func (w *writer) pools(h *tar.Header) bool {
-	if w.alone == nil || !w.alone() || w.split == nil || h.Size > poolFile || isSparse(h) {
-		return false
-	}
-	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, xattrRecord) {
-			return false
-		}
-	}
-	return true
-}
-
-// givePool reads the content and gives the file, which is the pool's from then on.
-func (w *writer) givePool(ctx context.Context, f opened, h *tar.Header, content io.Reader) error {
-	if w.pool == nil {
-		w.pool = newPool()
-	}
-	given := w.pool.take()
-	given.fd, given.header, given.content = f.fd, h, given.buf[:h.Size]
-	if err := w.readContent(ctx, f.place, given, content); err != nil {
-		w.pool.giveBack(given)
-		return errors.Join(err, unix.Close(f.fd))
-	}
-	w.pool.give(given)
-	return nil
-}
-
-// readContent reads all of a file's content and has its record written.
-func (w *writer) readContent(ctx context.Context, p place, f *pooled, content io.Reader) error {
-	if err := w.spend(f.header); err != nil || len(f.content) == 0 {
-		return err
-	}
-	name := join(p.dir, p.name)
-	w.split.begin(name, w.dirs.marks.generations[name])
-	w.split.into(f.content, 0)
-	n, err := fill(content, f.content)
-	w.split.end()
-	if n < len(f.content) {
-		return readError(ctx, err)
-	}
-	return nil
-}
-
 // spend counts a file's size against the limit.
 func (w *writer) spend(h *tar.Header) error {
 	if h.Size > w.limits.Bytes {

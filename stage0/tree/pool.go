@@ -2,7 +2,11 @@ package tree
 
 import (
 	"archive/tar"
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -13,6 +17,8 @@ const (
 	// poolWorkers is how many files are finished at once, as was
 	// measured to be best (docs/adr/0013).
 	poolWorkers = 4
+	// poolFiles is how many files are in memory, those that wait for a worker included.
+	poolFiles = 3 * poolWorkers
 	// poolFile is the size up to which a file goes through the pool, bytes: its content
 	// is in memory as a whole.
 	poolFile = 64 << 10
@@ -38,10 +44,64 @@ type pooled struct {
 	buf     []byte // in which content lies
 }
 
+// pools says whether the pool finishes the file: a small one while no other archive
+// keeps the processors busy. What it does not do is to leave out what the file system
+// cannot keep.
+func (w *writer) pools(h *tar.Header) bool {
+	if w.alone == nil || !w.alone() || w.split == nil || h.Size > poolFile || isSparse(h) {
+		return false
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, xattrRecord) {
+			return false
+		}
+	}
+	return true
+}
+
+// givePool reads the content and gives the file, which is the pool's from then on.
+func (w *writer) givePool(ctx context.Context, f opened, h *tar.Header, content io.Reader) error {
+	if w.pool == nil {
+		w.pool = newPool()
+	}
+	given := w.pool.take()
+	given.fd, given.header, given.content = f.fd, h, given.buf[:h.Size]
+	if err := w.readContent(ctx, f.place, given, content); err != nil {
+		w.pool.giveBack(given)
+		return errors.Join(err, unix.Close(f.fd))
+	}
+	w.pool.give(given)
+	return nil
+}
+
+// readContent reads all of a file's content and has its record written.
+func (w *writer) readContent(ctx context.Context, p place, f *pooled, content io.Reader) error {
+	if err := w.spend(f.header); err != nil || len(f.content) == 0 {
+		return err
+	}
+	name := join(p.dir, p.name)
+	w.split.begin(name, w.dirs.marks.generations[name])
+	w.split.into(f.content, 0)
+	n, err := fill(content, f.content)
+	w.split.end()
+	if n < len(f.content) {
+		return readError(ctx, err)
+	}
+	return nil
+}
+
+// settle waits until the pool has finished all files.
+func (w *writer) settle() error {
+	if w.pool == nil {
+		return nil
+	}
+	return w.pool.wait()
+}
+
 // newPool starts the workers, which stop ends.
 func newPool() *pool {
-	p := &pool{jobs: make(chan *pooled, 2*poolWorkers), free: make(chan *pooled, 3*poolWorkers)}
-	for range cap(p.free) {
+	p := &pool{jobs: make(chan *pooled, poolFiles), free: make(chan *pooled, poolFiles)}
+	for range poolFiles {
 		p.free <- &pooled{}
 	}
 	for range poolWorkers {

@@ -66,7 +66,7 @@ func TestPoolFinishesFiles(t *testing.T) {
 		p.give(f)
 	}
 	names := []string{}
-	for range 3 * cap(p.free) {
+	for range 3 * poolFiles {
 		names = append(names, "f"+strings.Repeat("x", len(names)))
 	}
 	for _, name := range names {

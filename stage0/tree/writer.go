@@ -78,14 +78,6 @@ func newWriter(tmp string, limits Limits) (*writer, error) {
 	return w, nil
 }
 
-// settle waits until the pool has finished all files.
-func (w *writer) settle() error {
-	if w.pool == nil {
-		return nil
-	}
-	return w.pool.wait()
-}
-
 func (w *writer) close() error {
 	if w.pool != nil {
 		w.pool.stop()
