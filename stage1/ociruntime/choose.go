@@ -121,7 +121,7 @@ func probe(ctx context.Context, path, reason string) (Runtime, error) {
 // parseVersion reads the first line of --version, "crun version 1.8.1" or "runc version
 // 1.1.5+ds1".
 func parseVersion(out string) (name, version string, ok bool) {
-	f := strings.Fields(firstLine(out))
+	f := strings.FieldsFunc(firstLine(out), func(r rune) bool { return strings.ContainsRune(" \t\n\f\r", r) })
 	if len(f) != 3 || f[1] != "version" || !isWord(f[0]) || !isWord(f[2]) {
 		return "", "", false
 	}

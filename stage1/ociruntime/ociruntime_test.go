@@ -18,6 +18,7 @@ func TestParseVersion(t *testing.T) {
 		ok                         bool
 	}{
 		{"crun", "crun version 1.8.1\ncommit: f8a0\nspec: 1.0.0\n", "crun", "1.8.1", true},
+		{"a space that is none", "crun\u00a0version 1.8.1\n", "", "", false},
 		{"runc", "runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\n", "runc", "1.1.5+ds1", true},
 		{"another program", "GNU coreutils 9.1\n", "", "", false},
 		{"nothing", "", "", "", false},
