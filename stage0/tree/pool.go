@@ -14,8 +14,7 @@ import (
 )
 
 const (
-	// poolWorkers is how many files are finished at once, as was
-	// measured to be best (docs/adr/0013).
+	// poolWorkers is how many files are finished at once (docs/adr/0013).
 	poolWorkers = 4
 	// poolFiles is how many files are in memory, those that wait for a worker included.
 	poolFiles = 3 * poolWorkers
@@ -38,11 +37,12 @@ type pool struct {
 
 // pooled is a file in the pool. The pool owns the descriptor.
 type pooled struct {
-	fd      int
-	header  *tar.Header
-	content []byte
-	buf     []byte // in which content lies
+	fd     int
+	header *tar.Header
+	buf    []byte // begins with the content
 }
+
+func (f *pooled) content() []byte { return f.buf[:f.header.Size] }
 
 // pools says whether the pool finishes the file: a small one while no other archive
 // keeps the processors busy. What it does not do is to leave out what the file system
@@ -65,7 +65,7 @@ func (w *writer) givePool(ctx context.Context, f opened, h *tar.Header, content 
 		w.pool = newPool()
 	}
 	given := w.pool.take()
-	given.fd, given.header, given.content = f.fd, h, given.buf[:h.Size]
+	given.fd, given.header = f.fd, h
 	if err := w.readContent(ctx, f.place, given, content); err != nil {
 		w.pool.giveBack(given)
 		return errors.Join(err, unix.Close(f.fd))
@@ -76,15 +76,16 @@ func (w *writer) givePool(ctx context.Context, f opened, h *tar.Header, content 
 
 // readContent reads all of a file's content and has its record written.
 func (w *writer) readContent(ctx context.Context, p place, f *pooled, content io.Reader) error {
-	if err := w.spend(f.header); err != nil || len(f.content) == 0 {
+	if err := w.spend(f.header); err != nil || f.header.Size == 0 {
 		return err
 	}
+	buf := f.content()
 	name := join(p.dir, p.name)
 	w.split.begin(name, w.dirs.marks.generations[name])
-	w.split.into(f.content, 0)
-	n, err := fill(content, f.content)
+	w.split.into(buf, 0)
+	n, err := fill(content, buf)
 	w.split.end()
-	if n < len(f.content) {
+	if n < len(buf) {
 		return readError(ctx, err)
 	}
 	return nil
@@ -146,14 +147,15 @@ func (p *pool) finish(f *pooled) {
 	p.giveBack(f)
 }
 
-// write is what regular does to a file with extended attributes or more content.
+// write does by the descriptor alone what regular does to the files that it keeps, and
+// returns the blocks that the file takes. So small a file takes no more until it is closed.
 func (f *pooled) write() (blocks int64, err error) {
 	defer func() {
 		if closed := unix.Close(f.fd); err == nil {
 			err = syscallError(closed)
 		}
 	}()
-	if err := writeAll(f.fd, f.content); err != nil {
+	if err := writeAll(f.fd, f.content()); err != nil {
 		return 0, fmt.Errorf("write: %w", syscallError(err))
 	}
 	st, err := attributes(f.fd, f.header)

@@ -61,8 +61,8 @@ func TestPoolFinishesFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := p.take()
-		f.fd, f.header = fd, &tar.Header{Name: name, Mode: 0o640, Uid: os.Getuid(), Gid: os.Getgid(), ModTime: when}
-		f.content = f.buf[:copy(f.buf, "content of "+name)]
+		size := int64(copy(f.buf, "content of "+name))
+		f.fd, f.header = fd, &tar.Header{Name: name, Size: size, Mode: 0o640, Uid: os.Getuid(), Gid: os.Getgid(), ModTime: when}
 		p.give(f)
 	}
 	names := []string{}
