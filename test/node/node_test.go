@@ -40,13 +40,13 @@ type node struct {
 }
 
 // Two lanes of machines run beside one another, one for each processor of a small host.
-// In the first one is rebooted and its power is cut before kubelet runs; the lanes take
-// about the same time.
+// In the first there is one more before, which is rebooted and whose power is cut; the
+// lanes take about the same time.
 var (
-	kubelet = node{"kubelet", true, []string{
+	first = []node{
 		// more than four at once wait for the emulated processor until they give up
-		suite("kubelet") + " -test.parallel 4 -test.skip '" + sameInPods + "'",
-	}}
+		{"kubelet", true, []string{suite("kubelet") + " -test.parallel 4 -test.skip '" + sameInPods + "'"}},
+	}
 	second = []node{
 		{"suites", true, []string{
 			suite("guest", "^TestKubelet$", "^TestPod$", "^TestOthersSlice$", "^TestAppArmor$", "^TestDaemonGoesContainersStay$", "^TestUpgrade$", "^TestWatchdog$"),
@@ -70,14 +70,19 @@ func TestNode(t *testing.T) {
 	t.Run("first", func(t *testing.T) {
 		t.Parallel()
 		t.Run("power", func(t *testing.T) { newMachine(t).testPower(t) })
-		t.Run(kubelet.name, kubelet.test)
+		runNodes(t, first)
 	})
 	t.Run("second", func(t *testing.T) {
 		t.Parallel()
-		for _, n := range second {
-			t.Run(n.name, n.test)
-		}
+		runNodes(t, second)
 	})
+}
+
+func runNodes(t *testing.T, nodes []node) {
+	t.Helper()
+	for _, n := range nodes {
+		t.Run(n.name, n.test)
+	}
 }
 
 // test runs those suites that are wanted in one boot.
