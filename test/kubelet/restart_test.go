@@ -55,7 +55,7 @@ func (n *node) testRestarts(t *testing.T, s *steady) {
 	})
 	t.Run("images collected", func(t *testing.T) { n.testCollected(t, s) })
 	t.Run("daemon", func(t *testing.T) {
-		n.gantry.Restart(t)
+		n.restartDaemon(t)
 		n.checkSteady(t, s)
 	})
 	t.Run("both", func(t *testing.T) {
@@ -68,13 +68,28 @@ func (n *node) testRestarts(t *testing.T, s *steady) {
 	t.Run("daemon during a start", func(t *testing.T) {
 		n.add(t, newPod("interrupted", n.sleeper("one"), n.sleeper("two")))
 		n.waitCall(t, "interrupted")
-		n.gantry.Restart(t)
+		n.restartDaemon(t)
 		n.kubelet.WaitReady(t, "interrupted", patience)
 		n.checkSteady(t, s)
 	})
 	t.Run("new pod", func(t *testing.T) {
 		n.ready(t, newPod("new", n.sleeper("main")))
 		n.checkSteady(t, s)
+	})
+}
+
+// restartDaemon kills the daemon under a running kubelet and returns once that
+// has found the new one. Until its gRPC connection dials again, after a back-off
+// of up to 3 s, all that the kubelet is asked fails as the last attempt did.
+func (n *node) restartDaemon(t *testing.T) {
+	t.Helper()
+	n.gantry.Restart(t)
+	harness.Eventually(t, patience, func() string {
+		_, err := n.kubelet.Exec(t.Context(), kube.Container{Pod: "steady", Name: "one"}, nil, "true")
+		if err != nil {
+			return fmt.Sprintf("the kubelet has not found the daemon again: %v", err)
+		}
+		return ""
 	})
 }
 
