@@ -122,7 +122,7 @@ func (c *containers) image(spec *runtimeapi.ImageSpec) (translate.Image, stage0.
 	if spec.GetImage() == "" {
 		return fail(fmt.Errorf("the name is missing: %w", errdefs.ErrInvalid))
 	}
-	e, err := c.images.Lookup(spec.GetImage())
+	e, err := lookup(c.images, spec.GetImage())
 	if err != nil {
 		return fail(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/credential"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/store"
@@ -158,11 +160,26 @@ func (i *images) pinned() map[string]bool {
 	return held
 }
 
+// lookup finds an image by its id or by its name. A name that stands for an image
+// which does not run on this node, because the command line fetched it for another
+// platform, is the name of none: the kubelet would run it instead of pulling.
+func lookup(in Images, name string) (store.Entry, error) {
+	e, err := in.Lookup(name)
+	if err != nil || fetch.FitOf(e.Image.Platform, nil) != fetch.Unfit {
+		return e, err
+	}
+	ref, err := imageref.Parse(name)
+	if err != nil || !slices.Contains(e.Tags, ref.Name()) && !slices.Contains(e.Digests, ref.Name()) {
+		return e, nil // an id
+	}
+	return store.Entry{}, fmt.Errorf("image %q is for %s: %w", name, fetch.PlatformName(&e.Image.Platform), errdefs.ErrNotFound)
+}
+
 // ListImages lists what the store has. An image that cannot be read costs itself.
 func (i *images) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	var entries []store.Entry
 	if name := r.GetFilter().GetImage().GetImage(); name != "" {
-		e, err := i.store.Lookup(name)
+		e, err := lookup(i.store, name)
 		if errors.Is(err, errdefs.ErrNotFound) {
 			return &runtimeapi.ListImagesResponse{}, nil
 		}
@@ -196,7 +213,7 @@ func (i *images) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest
 	if name == "" {
 		return nil, fmt.Errorf("the image's name is missing: %w", errdefs.ErrInvalid)
 	}
-	e, err := i.store.Lookup(name)
+	e, err := lookup(i.store, name)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return &runtimeapi.ImageStatusResponse{}, nil
 	}

@@ -848,6 +848,38 @@ func TestImages(t *testing.T) {
 	})
 }
 
+// TestImageOfAnotherPlatform has a name that the command line gave to an image which does
+// not run here: to the kubelet it is absent, so that it pulls. Its id finds it.
+func TestImageOfAnotherPlatform(t *testing.T) {
+	r := newRig(t)
+	foreign := busybox
+	foreign.Image.Platform = ocispec.Platform{OS: "linux", Architecture: "s390x"}
+	r.mu.Lock()
+	r.stored = []store.Entry{foreign}
+	r.mu.Unlock()
+	for name, found := range map[string]bool{busybox.Tags[0]: false, busybox.Digests[0]: false, string(busybox.Image.ID): true} {
+		spec := &runtimeapi.ImageSpec{Image: name}
+		st, err := r.images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: spec})
+		if err != nil || (st.Image != nil) != found {
+			t.Errorf("status of %s: %v, %v", name, st, err)
+		}
+		list, err := r.images.ListImages(t.Context(), &runtimeapi.ListImagesRequest{Filter: &runtimeapi.ImageFilter{Image: spec}})
+		if err != nil || (len(list.Images) == 1) != found {
+			t.Errorf("list of %s: %v, %v", name, list, err)
+		}
+		_, err = r.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: r.sandbox("a"), Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: spec,
+		}})
+		if (err == nil) != found {
+			t.Errorf("container of %s: %v", name, err)
+		}
+	}
+	list, err := r.images.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
+	if err != nil || len(list.Images) != 1 {
+		t.Errorf("list of all: %v, %v", list, err)
+	}
+}
+
 // TestReadOnlyImage has an image that cannot be removed, which keeps the kubelet from
 // collecting it.
 func TestReadOnlyImage(t *testing.T) {

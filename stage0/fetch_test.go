@@ -17,6 +17,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -595,6 +596,63 @@ func TestFetchDiskFull(t *testing.T) {
 	}
 }
 
+// TestImagePlatforms has one name for images of several platforms: what it stood for
+// last is not taken for another's, unless that runs there and nothing better can be had.
+func TestImagePlatforms(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	var index []mutate.IndexAddendum
+	images := map[string]v1.Image{}
+	for _, arch := range []string{"386", "amd64", "s390x"} {
+		at := v1.Platform{OS: "linux", Architecture: arch}
+		images[arch] = registrytest.Image(t, registrytest.Spec{Platform: at, Author: arch})
+		index = append(index, registrytest.Entry(images[arch], &at))
+	}
+	reg.Push(t, "i:1", registrytest.Index(t, false, index...))
+	down := false
+	proxy := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		if down {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		next.ServeHTTP(w, q)
+	})
+	p, _ := newPipeline(t, t.TempDir())
+	ref := request(t, proxy.Host+"/i:1").Ref
+	for _, s := range []struct {
+		arch    string
+		policy  stage0.PullPolicy
+		down    bool
+		want    string // whose image it is; empty: none
+		fetched bool
+		err     error
+	}{
+		{arch: "s390x", policy: stage0.PullNew, want: "s390x", fetched: true},
+		{arch: "s390x", policy: stage0.PullNew, down: true, want: "s390x"},
+		{arch: "amd64", policy: stage0.PullNever, err: errdefs.ErrNotFound},
+		{arch: "amd64", policy: stage0.PullNew, down: true, err: errdefs.ErrUnavailable},
+		{arch: "amd64", policy: stage0.PullUpdate, down: true, err: errdefs.ErrUnavailable},
+		{arch: "386", policy: stage0.PullNew, want: "386", fetched: true},
+		{arch: "amd64", policy: stage0.PullNever, want: "386"},
+		{arch: "amd64", policy: stage0.PullNew, down: true, want: "386"},
+		{arch: "amd64", policy: stage0.PullNew, want: "amd64", fetched: true},
+		{arch: "386", policy: stage0.PullNever, err: errdefs.ErrNotFound},
+		{arch: "amd64", policy: stage0.PullNew, down: true, want: "amd64"},
+	} {
+		down = s.down
+		got, err := p.Image(t.Context(), ref, &ocispec.Platform{OS: "linux", Architecture: s.arch}, s.policy)
+		if !errors.Is(err, s.err) || got.Fetched != s.fetched {
+			t.Errorf("%+v: %v, fetched %t", s, err, got.Fetched)
+		}
+		if s.want != "" && got.Image.ManifestDigest.String() != digestOf(t, images[s.want]) {
+			t.Errorf("%+v: it is for %s", s, got.Image.Platform.Architecture)
+		}
+		if fromStore := s.down && s.want != "" && s.want != s.arch; (got.Unavailable != nil) != fromStore {
+			t.Errorf("%+v: unavailable %v", s, got.Unavailable)
+		}
+	}
+}
+
 func TestPullPolicies(t *testing.T) {
 	needRoot(t)
 	reg := registrytest.Start(t)
@@ -614,7 +672,7 @@ func TestPullPolicies(t *testing.T) {
 	step := func(name string, policy stage0.PullPolicy, code int, want v1.Image, wantErr error) stage0.Pulled {
 		t.Helper()
 		status = code
-		got, err := p.Image(context.Background(), ref, policy)
+		got, err := p.Image(context.Background(), ref, nil, policy)
 		if !errors.Is(err, wantErr) {
 			t.Errorf("%s: error %v, want %v", name, err, wantErr)
 		}
@@ -641,7 +699,7 @@ func TestPullPolicies(t *testing.T) {
 	if got := step("update", stage0.PullUpdate, 0, renewed, nil); got.Unavailable != nil || !got.Fetched {
 		t.Errorf("update: %+v", got)
 	}
-	_, err := p.Image(context.Background(), ref, "bogus")
+	_, err := p.Image(context.Background(), ref, nil, "bogus")
 	for _, word := range []string{"bogus", "never", "new", "update"} {
 		if !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), word) {
 			t.Errorf("error %v does not name %q", err, word)

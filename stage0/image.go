@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/store"
 )
@@ -35,40 +38,51 @@ type Pulled struct {
 	store.Entry
 	// Fetched tells that the registry was asked, and answered.
 	Fetched bool
-	// Unavailable is why the registry did not answer, when the policy is update
-	// and the image comes from the store instead. The caller should say so.
+	// Unavailable is why the registry did not answer, when it had to be asked and the
+	// image comes from the store instead. The caller should say so.
 	Unavailable error
 }
 
 // Image finds or fetches an image for the command line, with the credentials that
-// the source is configured with. It returns
-// ErrInvalid for an unknown policy, ErrNotFound for what the policy does not
-// find, and the errors of Fetch.
-func (p *Pipeline) Image(ctx context.Context, ref imageref.Ref, policy PullPolicy) (Pulled, error) {
+// the source is configured with. A name stands for the image that was fetched last by
+// it, which may be of another platform than the one that is asked for (nil is the
+// node's): the registry is asked then as if the store had none, and where that is
+// not allowed, or no registry answers, one that is not best for the platform but runs
+// there is taken. It returns ErrInvalid for an unknown policy, ErrNotFound for what
+// the policy does not find, and the errors of Fetch.
+func (p *Pipeline) Image(ctx context.Context, ref imageref.Ref, platform *ocispec.Platform, policy PullPolicy) (Pulled, error) {
 	if _, err := ParsePullPolicy(string(policy)); err != nil {
 		return Pulled{}, err
 	}
 	if policy == PullUpdate {
-		return p.update(ctx, ref)
+		return p.update(ctx, ref, platform)
 	}
 	e, err := p.Images.Lookup(ref.Name())
-	if policy == PullNever && errors.Is(err, errdefs.ErrNotFound) {
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return Pulled{}, err
+	}
+	found := err == nil
+	fit := fetch.FitOf(e.Image.Platform, platform)
+	switch {
+	case found && (fit == fetch.Fits || fit == fetch.Lesser && policy == PullNever):
+		return Pulled{Entry: e}, nil
+	case found && policy == PullNever:
+		return Pulled{}, fmt.Errorf("image %s in the store is for %s, not for %s, and the pull policy is %s: %w",
+			ref, fetch.PlatformName(&e.Image.Platform), fetch.PlatformName(platform), policy, errdefs.ErrNotFound)
+	case policy == PullNever:
 		return Pulled{}, fmt.Errorf("image %s is not in the store and the pull policy is %s: %w", ref, policy, errdefs.ErrNotFound)
 	}
-	if policy == PullNever || !errors.Is(err, errdefs.ErrNotFound) {
-		return Pulled{Entry: e}, err
-	}
-	e, err = p.Fetch(ctx, FetchRequest{Ref: ref})
-	return Pulled{Entry: e, Fetched: err == nil}, err
+	return p.update(ctx, ref, platform)
 }
 
-func (p *Pipeline) update(ctx context.Context, ref imageref.Ref) (Pulled, error) {
-	e, err := p.Fetch(ctx, FetchRequest{Ref: ref})
+// update asks the registry, and the store when no registry answers.
+func (p *Pipeline) update(ctx context.Context, ref imageref.Ref, platform *ocispec.Platform) (Pulled, error) {
+	e, err := p.Fetch(ctx, FetchRequest{Ref: ref, Platform: platform})
 	if !errors.Is(err, errdefs.ErrUnavailable) || ctx.Err() != nil {
 		return Pulled{Entry: e, Fetched: err == nil}, err
 	}
 	stored, lookupErr := p.Images.Lookup(ref.Name())
-	if lookupErr != nil {
+	if lookupErr != nil || fetch.FitOf(stored.Image.Platform, platform) == fetch.Unfit {
 		return Pulled{}, err // that nothing answered is what the user must know
 	}
 	return Pulled{Entry: stored, Unavailable: err}, nil

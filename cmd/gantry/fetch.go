@@ -9,7 +9,6 @@ import (
 	"github.com/gantry-cri/gantry/cmd/gantry/podargs"
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/fetch"
-	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/store"
 )
 
@@ -42,8 +41,7 @@ func newFetch(o *options) *cobra.Command {
 	return cmd
 }
 
-// fetchable reads all images before the first is fetched. An ACI is for the platform
-// that it names, so it can only be fetched where no platform is asked for.
+// fetchable reads all images before the first is fetched.
 func fetchable(args []string, platform *ocispec.Platform) ([]podargs.Image, error) {
 	var images []podargs.Image
 	for _, arg := range args {
@@ -54,8 +52,8 @@ func fetchable(args []string, platform *ocispec.Platform) ([]podargs.Image, erro
 		if image.ID != "" {
 			return nil, fmt.Errorf("%q is an image id: only names and files can be fetched", image.ID)
 		}
-		if platform != nil && image.At.Transport == imageref.ACI {
-			return nil, fmt.Errorf("--platform: %s is an ACI, which is for one platform", image)
+		if err := image.CheckPlatform(platform); err != nil {
+			return nil, err
 		}
 		images = append(images, image)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/gantry-cri/gantry/cmd/gantry/podargs"
 	"github.com/gantry-cri/gantry/stage0"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/fetch"
 	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 	"github.com/gantry-cri/gantry/stage0/pod"
@@ -26,6 +27,9 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, progre
 	var images []translate.Image
 	for _, app := range r.Apps {
 		entry, err := image(ctx, p, app, r.PullPolicy, progress)
+		if err == nil {
+			err = checkPlatform(entry, app, progress)
+		}
 		if err != nil {
 			return "", err
 		}
@@ -74,13 +78,29 @@ func image(ctx context.Context, p *stage0.Pipeline, app podargs.App, policy stag
 	var pulled stage0.Pulled
 	var err error
 	if from.At.IsZero() {
-		pulled, err = p.Image(ctx, from.Ref, policy)
+		pulled, err = p.Image(ctx, from.Ref, app.Platform, policy)
 	} else {
-		pulled.Entry, err = p.Load(ctx, from.At, nil)
+		pulled.Entry, err = p.Load(ctx, from.At, app.Platform)
 		pulled.Fetched = err == nil
 	}
 	progress.end(pulled, err)
 	return pulled.Entry, err
+}
+
+// checkPlatform says of an image that it is not for the platform that its app is to have.
+// One that was named by its id is refused if it does not run there and the command line
+// says what it should be for; without that, whoever names an id or a file means it.
+func checkPlatform(entry store.Entry, app podargs.App, progress *progress) error {
+	fit := fetch.FitOf(entry.Image.Platform, app.Platform)
+	if fit == fetch.Fits {
+		return nil
+	}
+	what := fmt.Sprintf("image %s is for %s, not for %s", app.From, printable(fetch.PlatformName(&entry.Image.Platform)), fetch.PlatformName(app.Platform))
+	if fit == fetch.Unfit && app.From.ID != "" && app.Platform != nil {
+		return fmt.Errorf("%s: %w", what, errdefs.ErrInvalid)
+	}
+	progress.note("prepare: " + what)
+	return nil
 }
 
 // imageRef is the repository digest that the app's name has, else the image's id.

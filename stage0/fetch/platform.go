@@ -39,6 +39,47 @@ func ParsePlatform(s string) (ocispec.Platform, error) {
 	return p, nil
 }
 
+// Fit says how well an image of one platform does for another.
+type Fit int
+
+// The degrees.
+const (
+	Unfit  Fit = iota // it does not run there
+	Lesser            // it runs there, but another would fit better
+	Fits              // it is for that platform, or does not say for which
+)
+
+// FitOf says how well an image does for a platform; nil is the node's own, for which the
+// variant of the processor does not count: it only has to run. The better one that there
+// may be of a Lesser one, its source knows.
+func FitOf(image ocispec.Platform, platform *ocispec.Platform) Fit {
+	want := wanted(platform)
+	switch {
+	case image.Architecture == "":
+		return Fits
+	case !platforms.Only(want).Match(image):
+		return Unfit
+	case platform != nil && !platforms.OnlyStrict(want).Match(image),
+		platforms.Normalize(image).Architecture != platforms.Normalize(want).Architecture:
+		return Lesser
+	}
+	return Fits
+}
+
+// PlatformName spells a platform as ParsePlatform reads it; nil is the node's own.
+func PlatformName(platform *ocispec.Platform) string {
+	p := wanted(platform)
+	return platforms.Format(ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant})
+}
+
+// wanted is the platform that is asked for; nil is the node's own.
+func wanted(platform *ocispec.Platform) ocispec.Platform {
+	if platform == nil {
+		return platforms.DefaultSpec()
+	}
+	return *platform
+}
+
 // Manifest is part of Remote.
 func (m *remote) Manifest(ctx context.Context, platform *ocispec.Platform) (Manifest, error) {
 	return newSearch(m, platform).at(ctx, entry{Descriptor: m.desc}, 0)
@@ -60,10 +101,7 @@ type search struct {
 
 // newSearch looks for a platform; nil is the node's own.
 func newSearch(in documents, platform *ocispec.Platform) *search {
-	want := platforms.DefaultSpec()
-	if platform != nil {
-		want = *platform
-	}
+	want := wanted(platform)
 	return &search{documents: in, want: want, match: platforms.Only(want)}
 }
 
@@ -157,7 +195,8 @@ func (s *search) image(ctx context.Context, e entry, data []byte, man *ocispec.M
 		Layers:   man.Layers,
 		DiffIDs:  c.RootFS.DiffIDs,
 	}
-	if e.Platform != nil && c.Architecture == "" {
+	// An index has chosen by what it says; there are configurations that say otherwise.
+	if e.Platform != nil && (e.vouched || c.Architecture == "") {
 		found.Platform = *e.Platform
 	}
 	// Some tools of old left both empty.

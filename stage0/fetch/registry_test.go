@@ -206,6 +206,59 @@ func TestParsePlatform(t *testing.T) {
 	}
 }
 
+// An index chooses by what it says, and a configuration that says otherwise does not
+// make the image one that nobody asked for.
+func TestPlatformOfIndex(t *testing.T) {
+	reg := registrytest.Start(t)
+	mislabelled := registrytest.Image(t, registrytest.Spec{Platform: amd64})
+	name := reg.Push(t, "i:1", registrytest.Index(t, false, registrytest.Entry(mislabelled, &arm64)))
+	man, _, err := get(fetch.NewRegistry(fetch.Config{}), parse(t, name), oci(arm64))
+	if err != nil || fetch.FitOf(man.Platform, oci(arm64)) != fetch.Fits {
+		t.Errorf("it is for %+v, %v", man.Platform, err)
+	}
+}
+
+func TestFitOf(t *testing.T) {
+	own := fetch.PlatformName(nil)
+	for _, tc := range []struct {
+		image, platform string // "" as a platform is the node's own
+		want            fetch.Fit
+	}{
+		{own, "", fetch.Fits},
+		{own, own, fetch.Fits},
+		{"linux/s390x", "", fetch.Unfit},
+		{"windows/amd64", "linux/amd64", fetch.Unfit},
+		{"linux/amd64", "linux/arm64", fetch.Unfit},
+		{"linux/arm64", "linux/arm64/v8", fetch.Fits},
+		{"linux/aarch64", "linux/arm64", fetch.Fits},
+		{"linux/386", "linux/amd64", fetch.Lesser},
+		{"linux/amd64", "linux/386", fetch.Unfit},
+		{"linux/arm/v7", "linux/arm64", fetch.Lesser},
+		{"linux/arm/v6", "linux/arm/v7", fetch.Lesser},
+		{"linux/arm/v7", "linux/arm/v6", fetch.Unfit},
+		{"linux/arm/v7", "linux/arm", fetch.Fits},
+	} {
+		image, err := fetch.ParsePlatform(tc.image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var platform *ocispec.Platform
+		if tc.platform != "" {
+			p, err := fetch.ParsePlatform(tc.platform)
+			if err != nil {
+				t.Fatal(err)
+			}
+			platform = &p
+		}
+		if got := fetch.FitOf(image, platform); got != tc.want {
+			t.Errorf("%s for %q: %d, want %d", tc.image, tc.platform, got, tc.want)
+		}
+	}
+	if got := fetch.FitOf(ocispec.Platform{}, nil); got != fetch.Fits {
+		t.Errorf("an image that does not say: %d", got)
+	}
+}
+
 func nested(t *testing.T, depth int, img v1.Image) v1.ImageIndex {
 	x := registrytest.Index(t, false, registrytest.Entry(img, nil))
 	for range depth {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/gantry-cri/gantry/stage0"
+	"github.com/gantry-cri/gantry/stage0/fetch"
 )
 
 // New registers the flags of prepare and run with flags and returns the parser
@@ -72,6 +73,7 @@ func (p *Parser) podFlags(flags *pflag.FlagSet) {
 		}
 		return nil
 	})
+	flags.Func("platform", "`OS/ARCH[/VARIANT]` of an image that is for several (default this machine's): before the first image for all, after an image for that image", p.setPlatform)
 	flags.Func("port", "`NAME:[HOSTIP:]HOSTPORT` exposes a port of an app by its name, e.g. 80-tcp:8080", func(s string) error {
 		port, err := parsePort(s)
 		if err != nil {
@@ -80,6 +82,22 @@ func (p *Parser) podFlags(flags *pflag.FlagSet) {
 		r.Ports = append(r.Ports, port)
 		return nil
 	})
+}
+
+func (p *Parser) setPlatform(s string) error {
+	at := &p.request.platform
+	if app := p.last(); app != nil {
+		at = &app.Platform
+	}
+	if *at != nil {
+		return invalid("specified multiple times")
+	}
+	platform, err := fetch.ParsePlatform(s)
+	if err != nil {
+		return invalid("a platform is OS/ARCH or OS/ARCH/VARIANT, as linux/arm64 or linux/arm/v7")
+	}
+	*at = &platform
+	return nil
 }
 
 // noOverlay is a switch that takes a value all the same: --no-overlay=false.

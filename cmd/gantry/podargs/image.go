@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/appc/spec/schema/types"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/imageref"
@@ -53,6 +54,15 @@ func (i Image) String() string {
 		return i.At.String()
 	}
 	return i.Ref.String()
+}
+
+// CheckPlatform refuses to ask for a platform, nil for none, where there is no choice:
+// an ACI is for the one that it names.
+func (i Image) CheckPlatform(asked *ocispec.Platform) error {
+	if asked != nil && i.At.Transport == imageref.ACI {
+		return invalid("--platform: %s is an ACI, which is for one platform", i)
+	}
+	return nil
 }
 
 // ParseImage reads an image of the command line: docker://REF, docker:REF,

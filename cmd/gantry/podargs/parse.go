@@ -109,6 +109,12 @@ func (p *Parser) check() error {
 		if err := app.resolve(); err != nil {
 			return err
 		}
+		if app.Platform == nil {
+			app.Platform = r.platform
+		}
+		if err := app.From.CheckPlatform(app.Platform); err != nil {
+			return err
+		}
 		name := app.Name.String()
 		if name == "" { // it will be that of the ACI, which is the same for the same file
 			name = app.From.String()

@@ -132,6 +132,12 @@ func TestRefused(t *testing.T) {
 		{"signature", "./x.aci --signature=x.asc", "signatures are not verified yet"},
 		{"URL", "https://example.com/x.aci", "images of kind URL are not supported yet"},
 		{"appc name", "example.com/app:v1", "images of kind appc name are not supported yet"},
+		{"platform", "--platform=arm64 foo", `--platform "arm64": a platform is OS/ARCH or OS/ARCH/VARIANT`},
+		{"platform empty", "foo --platform=", "a platform is OS/ARCH"},
+		{"platform twice", "--platform=linux/arm64 --platform=linux/arm64 foo", "specified multiple times"},
+		{"platform of an image twice", "foo --platform=linux/arm64 --platform=linux/arm64", "specified multiple times"},
+		{"platform of an ACI", "foo ./x.aci --platform=linux/arm64", "--platform: aci:./x.aci is an ACI, which is for one platform"},
+		{"platform of all, an ACI among them", "--platform=linux/arm64 foo ./x.aci", "--platform: aci:./x.aci is an ACI"},
 		{"archive without a path", "oci-archive:", "say oci-archive:PATH"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -151,6 +157,34 @@ func TestRefusedClasses(t *testing.T) {
 	var hinted interface{ Hint() string }
 	if !errors.Is(err, errdefs.ErrUnsupported) || !errors.As(err, &hinted) || hinted.Hint() == "" {
 		t.Errorf("appc name: %v is not ErrUnsupported with a hint", err)
+	}
+}
+
+func TestPlatform(t *testing.T) {
+	for _, c := range []struct{ name, line, want string }{
+		{"none", "foo bar", "- -"},
+		{"of all", "--platform=linux/arm64 foo bar", "arm64 arm64"},
+		{"of one", "foo bar --platform linux/s390x", "- s390x"},
+		{"of all but one", "--platform=linux/arm64 foo --platform=linux/amd64 bar", "amd64 arm64"},
+		{"of one, beside an ACI", "foo --platform=linux/arm64 ./x.aci", "arm64 -"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r, err := parse(docker(c.line)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, a := range r.Apps {
+				if a.Platform == nil {
+					got = append(got, "-")
+				} else {
+					got = append(got, a.Platform.Architecture)
+				}
+			}
+			if strings.Join(got, " ") != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
 	}
 }
 

@@ -13,6 +13,7 @@ package podargs
 import (
 	"github.com/appc/spec/schema"
 	"github.com/appc/spec/schema/types"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/gantry-cri/gantry/stage0"
 )
@@ -34,7 +35,8 @@ type Request struct {
 	// Quiet silences progress and notes.
 	Quiet bool
 
-	mounts     []schema.Mount // for every app
+	mounts     []schema.Mount    // for every app
+	platform   *ocispec.Platform // of the apps that do not say it themselves
 	setEnv     types.Environment
 	fileEnv    types.Environment
 	inheritEnv bool
@@ -49,6 +51,8 @@ type App struct {
 	Image string
 	// From is what that means.
 	From Image
+	// Platform is that of the image; nil is this machine's, or, of an ACI, its own.
+	Platform *ocispec.Platform
 
 	exec         *string // --exec: one word that replaces the image's
 	args         []string
