@@ -119,7 +119,7 @@ func (w *worker) directory(o *opened) ([]entry, error) {
 		entries = entries[:cut]
 	}
 	for name, trees := range m.dirs {
-		if err := unix.Mkdirat(o.to, name, 0o700); err != nil {
+		if err := w.makers.Make(func() error { return unix.Mkdirat(o.to, name, 0o700) }); err != nil {
 			return nil, &fs.PathError{Op: "mkdir", Path: name, Err: err}
 		}
 		w.pending.push(part{dir: newDirectory(path.Join(o.path, name), trees)})

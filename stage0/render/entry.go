@@ -29,7 +29,7 @@ func (w *worker) entry(o *opened, e entry) error {
 	if st.Nlink == 1 {
 		return w.file(o.to, from, e, &st)
 	}
-	l, mine := w.links.claim(inode{e.tree, st.Ino}, path.Join(o.path, e.name))
+	l, mine := w.links.claim(fileID{e.tree, st.Ino}, path.Join(o.path, e.name))
 	if mine {
 		err := w.file(o.to, from, e, &st)
 		l.failed = err != nil
@@ -80,7 +80,11 @@ func (w *worker) regular(to, from int, e entry, st *unix.Stat_t) (err error) {
 	}
 	defer unix.Close(src) //nolint:errcheck // only read
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	dst, err := unix.Openat(to, e.name, flags, st.Mode&0o7777)
+	var dst int
+	err = w.makers.Make(func() (err error) {
+		dst, err = unix.Openat(to, e.name, flags, st.Mode&0o7777)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
@@ -221,7 +225,7 @@ func (w *worker) symlink(to, from int, name string, st *unix.Stat_t) error {
 	if err != nil {
 		return fmt.Errorf("read link: %w", err)
 	}
-	if err := unix.Symlinkat(string(target[:n]), to, name); err != nil {
+	if err := w.makers.Make(func() error { return unix.Symlinkat(string(target[:n]), to, name) }); err != nil {
 		return fmt.Errorf("make link: %w", err)
 	}
 	return w.attributesAt(to, from, name, st)
@@ -229,7 +233,10 @@ func (w *worker) symlink(to, from int, name string, st *unix.Stat_t) error {
 
 // special makes a device, pipe or socket.
 func (w *worker) special(to, from int, name string, st *unix.Stat_t) error {
-	if err := unix.Mknodat(to, name, st.Mode&^0o7777|0o600, int(st.Rdev)); err != nil { //nolint:gosec // as mknod takes it
+	err := w.makers.Make(func() error {
+		return unix.Mknodat(to, name, st.Mode&^0o7777|0o600, int(st.Rdev)) //nolint:gosec // as mknod takes it
+	})
+	if err != nil {
 		return fmt.Errorf("mknod: %w", err)
 	}
 	return w.attributesAt(to, from, name, st)

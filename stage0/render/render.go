@@ -28,6 +28,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/idmap"
+	"github.com/gantry-cri/gantry/stage0/inode"
 )
 
 // Job is one copy.
@@ -135,6 +136,7 @@ type copier struct {
 	roots   []int         // of the trees, topmost first
 	uncopy  []atomic.Bool // by tree: its files cannot be cloned to the target
 	to      int           // the root of the copy
+	makers  *inode.Maker
 	keep    func(Found) bool
 	ids     *idmap.Map // nil: owners are kept
 	pending stack
@@ -164,7 +166,11 @@ type entry struct {
 }
 
 func (j Job) copyTrees(parent context.Context, to string) (err error) {
-	c := &copier{uncopy: make([]atomic.Bool, len(j.Roots)), to: -1, keep: j.Keep, ids: j.IDs}
+	makers, err := inode.NewMaker(to)
+	if err != nil {
+		return err
+	}
+	c := &copier{uncopy: make([]atomic.Bool, len(j.Roots)), to: -1, makers: makers, keep: j.Keep, ids: j.IDs}
 	defer func() {
 		for _, fd := range append(c.roots, c.to) {
 			if fd >= 0 {
@@ -268,10 +274,10 @@ func (s *stack) done() {
 // links finds the copy of a file that was met under another name.
 type links struct {
 	mu    sync.Mutex
-	files map[inode]*link
+	files map[fileID]*link
 }
 
-type inode struct {
+type fileID struct {
 	tree int
 	ino  uint64
 }
@@ -284,14 +290,14 @@ type link struct {
 }
 
 // claim returns the link of a file, and whether the caller is the one to make it.
-func (l *links) claim(id inode, path string) (*link, bool) {
+func (l *links) claim(id fileID, path string) (*link, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if k := l.files[id]; k != nil {
 		return k, false
 	}
 	if l.files == nil {
-		l.files = make(map[inode]*link)
+		l.files = make(map[fileID]*link)
 	}
 	k := &link{path: path, made: make(chan struct{})}
 	l.files[id] = k

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/inode"
 )
 
 const (
@@ -78,6 +79,7 @@ func (d *dir) add(name string) *dir {
 type dirs struct {
 	root   *dir
 	open   []*dir // with a descriptor, without the root
+	makers *inode.Maker
 	limits Limits
 	marks  marks
 
@@ -355,7 +357,7 @@ func (t *dirs) mkdir(d *dir, name string) (*dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Mkdirat(fd, name, 0o755); err != nil {
+	if err := t.makers.Make(func() error { return unix.Mkdirat(fd, name, 0o755) }); err != nil {
 		return nil, err
 	}
 	return t.add(d, name), nil

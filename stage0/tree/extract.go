@@ -57,7 +57,7 @@ func (s *Store) extract(ctx context.Context, l Layer, blob io.Reader) (*Pending,
 // write makes p's files of the archive that stream has the writer read, its record and
 // what meta.json tells; stream sets name and keys of p. What failed is discarded.
 func (s *Store) write(p *Pending, limits Limits, stream func(*writer) error) error {
-	w, err := newWriter(p.path, limits)
+	w, err := s.newWriter(p.path, limits)
 	if err == nil {
 		w.seen = s.written.add
 		s.archives.Add(1)

@@ -84,7 +84,7 @@ func (s *Store) rebuild(ctx context.Context, name string) (*Rebuilt, error) {
 	p.name = name
 	r := &Rebuilt{Root: filepath.Join(p.path, rootfsName), pending: p}
 	// What was extracted was within the limits of that time.
-	w, err := newWriter(p.path, Limits{Entries: math.MaxInt64, Bytes: math.MaxInt64, Memory: math.MaxInt64, PathLength: math.MaxInt, NameLength: math.MaxInt, Depth: math.MaxInt})
+	w, err := s.newWriter(p.path, Limits{Entries: math.MaxInt64, Bytes: math.MaxInt64, Memory: math.MaxInt64, PathLength: math.MaxInt, NameLength: math.MaxInt, Depth: math.MaxInt})
 	if err == nil {
 		err = errors.Join(r.assemble(ctx, b, w, m), w.close())
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
+	"github.com/gantry-cri/gantry/stage0/inode"
 	"github.com/gantry-cri/gantry/stage0/readonly"
 	"github.com/gantry-cri/gantry/stage0/usage"
 )
@@ -41,6 +42,7 @@ type Store struct {
 
 	trees    string         // absolute path of trees/
 	tmp      string         // absolute path of tmp/
+	makers   *inode.Maker   // of the files of trees
 	sync     syncer         // shares one syncfs between commits
 	written  writeback      // of extractions
 	archives atomic.Int32   // that are being extracted
@@ -60,6 +62,9 @@ func Open(dir string, readOnly ...readonly.Dir) (*Store, error) {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open tree store: %w", durable.NoSpace(err))
 		}
+	}
+	if s.makers, err = inode.NewMaker(s.tmp); err != nil {
+		return nil, fmt.Errorf("open tree store: %w", err)
 	}
 	s.sync.path, s.written.path = s.trees, s.trees
 	return s, nil

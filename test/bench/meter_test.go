@@ -29,7 +29,7 @@ type disk struct {
 // freshDisk makes one.
 func freshDisk(b *testing.B) *disk {
 	b.Helper()
-	return &disk{path: harness.SmallDisk(b, diskMB)}
+	return &disk{path: harness.DirectDisk(b, diskMB)}
 }
 
 // counters are the bytes that were written to the device, and those in use.

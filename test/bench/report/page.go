@@ -32,7 +32,7 @@ var sections = []section{
 // write makes the page.
 func write(w *bytes.Buffer, f *result.File, note func(string) (string, error)) error {
 	fmt.Fprintf(w, "# Benchmarks\n\n<!-- Made by test/bench/report from benchmarks/results.json: make bench. -->\n\n")
-	fmt.Fprintf(w, "Commit %s, %s, on %d cores (%s) with %.0f GB, Linux %s, loop devices on %s.\n\n",
+	fmt.Fprintf(w, "Commit %s, %s, on %d cores (%s) with %.0f GB, Linux %s, loop devices with direct I/O on %s.\n\n",
 		f.Commit, f.Date, f.Machine.Cores, f.Machine.CPU, float64(f.Machine.Memory)/1e9, f.Machine.Kernel, f.Machine.Filesystem)
 	w.WriteString("Medians, with minimum and maximum in brackets. Each round of each program is on a fresh ext4 of its own, the\n" +
 		"programs take turns, and what is read lies in the page cache. *Synced* has `sync -f` of that file system inside\n" +
