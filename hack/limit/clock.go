@@ -29,6 +29,46 @@ func ownCPU() float64 {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
 }
 
+// machineCPU is the CPU that all processes and the kernel spend, idle time and waiting
+// aside, while f runs on a machine that does nothing else.
+func machineCPU(f func() error) (float64, error) {
+	before, err := busy()
+	if err != nil {
+		return 0, err
+	}
+	if err := f(); err != nil {
+		return 0, err
+	}
+	after, err := busy()
+	return after - before, err
+}
+
+func busy() (float64, error) {
+	data, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	// proc_stat(5): user, nice, system, idle, iowait, irq and softirq stand behind "cpu".
+	line, _, _ := strings.Cut(string(data), "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 8 {
+		return 0, fmt.Errorf("/proc/stat begins with %q", line)
+	}
+	return ticks(fields[1], fields[2], fields[3], fields[6], fields[7])
+}
+
+// ticks adds times in units of clockTick.
+func ticks(fields ...string) (seconds float64, err error) {
+	for _, f := range fields {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		seconds += float64(n) * clockTick
+	}
+	return seconds, nil
+}
+
 // processCPU is the CPU that a process has spent.
 func processCPU(pid int) (float64, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -42,15 +82,11 @@ func processCPU(pid int) (float64, error) {
 	if len(fields) < 13 {
 		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}
-	ticks := 0
-	for _, f := range fields[11:13] {
-		n, err := strconv.Atoi(f)
-		if err != nil {
-			return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
-		}
-		ticks += n
+	seconds, err := ticks(fields[11], fields[12])
+	if err != nil {
+		return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 	}
-	return float64(ticks) * clockTick, nil
+	return seconds, nil
 }
 
 // hash computes the SHA-256 of data, taken in pieces as a stream's is.

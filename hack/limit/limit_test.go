@@ -77,7 +77,7 @@ func TestMeasure(t *testing.T) {
 	if l.Blob != int64(zipped.Len()+zstandard.Len()) || l.Tar != 2*int64(len(plain)) || l.Content != 2*int64(len(content)) || l.Entries != 10 {
 		t.Errorf("measured %+v of two blobs of %d and %d bytes, archives of %d, contents of %d", l, zipped.Len(), zstandard.Len(), len(plain), len(content))
 	}
-	if l.Receive <= 0 || l.HashBlob <= 0 || l.Decompress <= 0 || l.HashTar <= 0 || l.Write <= 0 || l.Disk <= 0 {
+	if l.Receive <= 0 || l.HashBlob <= 0 || l.Decompress <= 0 || l.HashTar <= 0 || l.Write <= 0 || l.WriteBack < 0 || l.Disk <= 0 {
 		t.Errorf("a step took no time: %+v", l)
 	}
 	for _, layer := range []string{"0", "1"} {

@@ -1,10 +1,12 @@
 // Command limit measures the work that a pull cannot do without, each step alone:
 // receiving the blobs, hashing them, decompressing, hashing the archives, writing the
-// files, and writing as many bytes to the disk. The benchmarks compare with it.
+// files, bringing them to the disk, which is the kernel's work, and writing as many
+// bytes to the disk. The benchmarks compare with it.
 //
 //	limit -dir DIR -server PID URL...
 //
-// Each URL is that of a layer's blob; DIR lies on an empty file system. It prints one
+// Each URL is that of a layer's blob; DIR lies on an empty file system, of a machine that
+// does nothing else. It prints one
 // JSON object, whose fields test/bench/result describes.
 package main
 
@@ -41,6 +43,7 @@ type limit struct {
 	Decompress float64 `json:"decompress"`
 	HashTar    float64 `json:"hash_tar"`
 	Write      float64 `json:"write"`
+	WriteBack  float64 `json:"write_back"`
 
 	Disk float64 `json:"disk"`
 }
@@ -102,6 +105,11 @@ func (l *limit) layer(dir string, server int, url string) error {
 	l.Write += cpuOf(func() { w, err = writeFiles(dir, archive.Bytes()) })
 	l.Content += w.content
 	l.Entries += w.entries
+	if err != nil {
+		return err
+	}
+	spent, err := machineCPU(func() error { return syncFS(dir) })
+	l.WriteBack += spent
 	return err
 }
 

@@ -90,6 +90,15 @@ func writeFile(path string, mode uint32, mtime time.Time, content []byte) error 
 	return err
 }
 
+// syncFS brings what was written to the file system of a directory to its disk.
+func syncFS(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+}
+
 // writeThrough is how many seconds it takes to write so many bytes to a new file and to
 // sync its file system, where the kernel writes back meanwhile.
 func writeThrough(path string, size int64) (float64, error) {

@@ -75,7 +75,7 @@ func TestGoals(t *testing.T) {
 	sample := func(name, who string, s float64) result.Sample {
 		return result.Sample{Case: name, Who: who, Seconds: s / 2, Synced: s}
 	}
-	limit := result.Limit{Send: 0.1, Receive: 0.1, HashBlob: 0.2, Decompress: 0.4, HashTar: 0.2, Write: 1, Disk: 1.5}
+	limit := result.Limit{Send: 0.1, Receive: 0.1, HashBlob: 0.2, Decompress: 0.4, HashTar: 0.2, Write: 0.6, WriteBack: 0.4, Disk: 1.5}
 	f := &result.File{Machine: result.Machine{Cores: 2}, Samples: []result.Sample{
 		sample("pull-gzip", "gantry", 1.95), sample("pull-gzip", "containerd", 3.9),
 		{Case: "pull-gzip", Who: "limit", Limit: &limit},

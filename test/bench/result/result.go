@@ -62,20 +62,21 @@ type Limit struct {
 	Decompress float64 `json:"decompress"` // from memory to nowhere
 	HashTar    float64 `json:"hash_tar"`   // SHA-256 from memory
 	Write      float64 `json:"write"`      // the files from memory into the page cache
+	WriteBack  float64 `json:"write_back"` // of the whole machine, the files from the page cache to the disk
 
 	Disk float64 `json:"disk"` // seconds to write Content to one file, with its sync
 }
 
 // CPU is the sum of all steps.
 func (l Limit) CPU() float64 {
-	return l.Send + l.Receive + l.HashBlob + l.Decompress + l.HashTar + l.Write
+	return l.Send + l.Receive + l.HashBlob + l.Decompress + l.HashTar + l.Write + l.WriteBack
 }
 
-// Seconds is how long a pull must take on so many cores: without sync the CPU's time,
-// and with it the disk's where that is longer.
+// Seconds is how long a pull must take on so many cores: without sync the CPU's time but
+// for what brings the files to disk, and with it all of the CPU's or the disk's,
+// whichever is longer.
 func (l Limit) Seconds(cores int) (cached, synced float64) {
-	cached = l.CPU() / float64(cores)
-	return cached, max(cached, l.Disk)
+	return (l.CPU() - l.WriteBack) / float64(cores), max(l.CPU()/float64(cores), l.Disk)
 }
 
 // Read reads a file of results.
