@@ -71,6 +71,15 @@ func (d *Disk) Remount(t testing.TB) {
 	d.mount(t)
 }
 
+// PowerCut leaves of the file system what the disk has got by now.
+func (d *Disk) PowerCut(t testing.TB) {
+	t.Helper()
+	run(t, "cp", "--sparse=always", d.image, d.image+".cut")
+	d.unmount(t)
+	run(t, "mv", d.image+".cut", d.image)
+	d.mount(t)
+}
+
 // ReadOnly mounts the file system anew, such that nothing can write to it.
 func (d *Disk) ReadOnly(t testing.TB) {
 	t.Helper()

@@ -37,25 +37,44 @@ const (
 // was there; it has the mode whatever the umask. A process that is killed before
 // the rename leaves a hidden file beside path, which goes with the directory.
 func WriteFile(path string, data []byte, mode fs.FileMode, s Survival) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	f, err := writeHidden(path, data, mode)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, NoSpace(err))
+		return err
 	}
-	_, err = f.Write(data)
-	if err == nil && s != Kill {
+	if s != Kill {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Chmod(mode), f.Close()); err == nil {
+	if err = giveName(f, path, errors.Join(err, f.Close())); err != nil || s != PowerCut {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// writeHidden writes a file beside path. After an error it is gone.
+func writeHidden(path string, data []byte, mode fs.FileMode) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", path, NoSpace(err))
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Chmod(mode)); err != nil {
+		return nil, errors.Join(fmt.Errorf("write %s: %w", path, NoSpace(err)), f.Close(), os.Remove(f.Name()))
+	}
+	return f, nil
+}
+
+// giveName renames what writeHidden made to path, if nothing failed before; else, and
+// when that fails, it deletes it.
+func giveName(f *os.File, path string, failed error) error {
+	err := failed
+	if err == nil {
 		failpoint.Hit(failpoint.FileWritten)
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", path, NoSpace(err)), os.Remove(f.Name()))
 	}
-	if s != PowerCut {
-		return nil
-	}
-	return SyncDir(filepath.Dir(path))
+	return nil
 }
 
 // Rename moves what is complete and synced to its place, and makes the move

@@ -44,6 +44,9 @@ type Pod struct {
 // committed.
 func (p *Pods) Load(u manifest.UUID) (*Pod, error) {
 	r, err := p.record(u)
+	if errors.Is(err, errBroken) {
+		err = p.brokenRecord(u, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +58,19 @@ func (p *Pods) Load(u manifest.UUID) (*Pod, error) {
 		return nil, err
 	}
 	return pod, nil
+}
+
+// brokenRecord is ErrNotFound for a pod that a power cut found in prepare, where nothing is
+// synced, until a sweep finds it; of any other the error stays.
+func (p *Pods) brokenRecord(u manifest.UUID, err error) error {
+	pl, placeErr := p.place(u)
+	if placeErr != nil {
+		return placeErr
+	}
+	if pl != Nowhere && pl != InPrepare {
+		return err
+	}
+	return fmt.Errorf("pod %s is not prepared: %w", u, errdefs.ErrNotFound)
 }
 
 // Refresh reads again what changes during a pod's life: place, exit records and

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/appc/spec/schema"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
@@ -57,17 +56,8 @@ func (d *Dir) Commit(pm *schema.PodManifest) error {
 	if err != nil {
 		return fmt.Errorf("write manifest of pod %s: %w: %w", d.uuid, errdefs.ErrInvalid, err)
 	}
-	survival := d.survival()
-	if survival == durable.PowerCut {
-		survival = durable.Flush // the directory is synced once for both files
-	}
-	if err := d.writeFiles(raw, survival); err != nil {
+	if err := d.writeFiles(raw); err != nil {
 		return err
-	}
-	if survival == durable.Flush {
-		if err := durable.SyncDirs(d.Path(), filepath.Join(d.pods.dir, byID)); err != nil {
-			return err
-		}
 	}
 	failpoint.Hit(failpoint.PodSynced)
 	if err := d.MoveTo(InPrepared); err != nil {
@@ -77,24 +67,26 @@ func (d *Dir) Commit(pm *schema.PodManifest) error {
 	return nil
 }
 
-// writeFiles writes manifest and record, both at once: a journal flushes them together.
-func (d *Dir) writeFiles(rawManifest []byte, survival durable.Survival) error {
-	var g errgroup.Group
-	g.Go(func() error {
-		err := durable.WriteFile(d.Path(manifestFile), rawManifest, fileMode, survival)
-		if err == nil {
-			failpoint.Hit(failpoint.ManifestWritten)
-		}
+// writeFiles writes manifest and record, and makes durable what the pod has by then.
+func (d *Dir) writeFiles(rawManifest []byte) (err error) {
+	rawRecord, err := encode(d.record)
+	if err != nil {
+		return fmt.Errorf("write record of pod %s: %w", d.uuid, err)
+	}
+	var files durable.Batch
+	defer func() { err = errors.Join(err, files.Close()) }()
+	if err := files.Write(d.Path(manifestFile), rawManifest, fileMode); err != nil {
 		return err
-	})
-	g.Go(func() error {
-		err := writeJSON(d.Path(recordFile), d.record, survival)
-		if err == nil {
-			failpoint.Hit(failpoint.RecordWritten)
-		}
+	}
+	failpoint.Hit(failpoint.ManifestWritten)
+	if err := files.Write(d.Path(recordFile), rawRecord, fileMode); err != nil {
 		return err
-	})
-	return g.Wait()
+	}
+	failpoint.Hit(failpoint.RecordWritten)
+	if d.survival() == durable.Kill {
+		return nil
+	}
+	return files.Sync(d.Path(), filepath.Join(d.pods.dir, byID))
 }
 
 // Discard deletes a pod that was not committed, and gives the lock back.
@@ -125,9 +117,15 @@ const fileMode = 0o600
 
 // writeJSON commits v as a small file.
 func writeJSON(path string, v any, s durable.Survival) error {
-	raw, err := json.Marshal(v)
+	raw, err := encode(v)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return durable.WriteFile(path, append(raw, '\n'), fileMode, s)
+	return durable.WriteFile(path, raw, fileMode, s)
+}
+
+// encode is the text of a file: a line of JSON.
+func encode(v any) ([]byte, error) {
+	raw, err := json.Marshal(v)
+	return append(raw, '\n'), err
 }

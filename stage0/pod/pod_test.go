@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/appc/spec/schema"
+	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/stage0/disktest"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/manifest"
 )
@@ -216,6 +218,55 @@ func TestSweepTakesWhatNobodyHolds(t *testing.T) {
 	for _, u := range []manifest.UUID{kept, held.UUID()} {
 		if _, err := os.Stat(p.Path(u)); err != nil {
 			t.Errorf("the sweep took a pod that is held or prepared: %v", err)
+		}
+	}
+}
+
+// TestPowerCutAfterCommit has what Commit promised.
+func TestPowerCutAfterCommit(t *testing.T) {
+	for _, kind := range []string{"ext4 -q", "xfs -q", "btrfs -q"} {
+		t.Run(kind, func(t *testing.T) {
+			disk, run := disktest.New(t, kind), t.TempDir()
+			p, err := Open(disk.Dir, run)
+			if err != nil {
+				t.Fatal(err)
+			}
+			unix.Sync() // the folders are older than the pod
+			u := prepared(t, p, Record{Owner: OwnerCLI, Kind: KindPod, Apps: []AppRecord{{Name: "a"}}})
+			disk.PowerCut(t)
+			if p, err = Open(disk.Dir, run); err != nil {
+				t.Fatal(err)
+			}
+			pod, err := p.Load(u)
+			if err != nil || pod.State() != Prepared {
+				t.Fatalf("%v, %v", pod, err)
+			}
+			if _, err := pod.Manifest(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestTornInPrepare is about what a power cut leaves of a pod in the making, and of one
+// that was promised.
+func TestTornInPrepare(t *testing.T) {
+	p := open(t)
+	left, err := p.New(t.Context(), Record{Owner: OwnerCLI}, manifest.Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	promised := prepared(t, p, Record{Owner: OwnerCLI})
+	linkless := manifest.UUID("11111111-1111-4111-8111-111111111111")
+	if err := errors.Join(left.Close(), os.Mkdir(p.Path(linkless), 0o750)); err != nil {
+		t.Fatal(err)
+	}
+	for u, notFound := range map[manifest.UUID]bool{left.UUID(): true, linkless: true, promised: false} {
+		if err := os.WriteFile(p.Path(u, recordFile), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Load(u); err == nil || errors.Is(err, errdefs.ErrNotFound) != notFound {
+			t.Errorf("%s: %v, want ErrNotFound: %v", u, err, notFound)
 		}
 	}
 }

@@ -288,15 +288,7 @@ func (s *Store) writeRecord(name string, img Image, manifest, config []byte) err
 	if err != nil {
 		return durable.NoSpace(err)
 	}
-	err = errors.Join(
-		os.Chmod(tmp, 0o755),
-		durable.WriteFile(filepath.Join(tmp, imageFile), data, fileMode, durable.Flush),
-		durable.WriteFile(filepath.Join(tmp, manifestFile), manifest, fileMode, durable.Flush),
-		durable.WriteFile(filepath.Join(tmp, configFile), config, fileMode, durable.Flush),
-	)
-	if err == nil {
-		err = durable.SyncDir(tmp)
-	}
+	err = writeImageFiles(tmp, data, manifest, config)
 	if err == nil {
 		failpoint.Hit(failpoint.ImageWritten)
 		err = durable.Rename(tmp, filepath.Join(s.dir, imagesDir, name), failpoint.ImageRenamed)
@@ -306,6 +298,24 @@ func (s *Store) writeRecord(name string, img Image, manifest, config []byte) err
 	}
 	failpoint.Hit(failpoint.ImageCommitted)
 	return nil
+}
+
+// writeImageFiles makes dir that of an image, and durable but for its own name.
+func writeImageFiles(dir string, record, manifest, config []byte) (err error) {
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
+	}
+	var files durable.Batch
+	defer func() { err = errors.Join(err, files.Close()) }()
+	err = errors.Join(
+		files.Write(filepath.Join(dir, imageFile), record, fileMode),
+		files.Write(filepath.Join(dir, manifestFile), manifest, fileMode),
+		files.Write(filepath.Join(dir, configFile), config, fileMode),
+	)
+	if err != nil {
+		return err
+	}
+	return files.Sync(dir)
 }
 
 // removeBroken makes place for a good record; names stay.
