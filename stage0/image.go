@@ -35,7 +35,7 @@ func ParsePullPolicy(s string) (PullPolicy, error) {
 
 // Pulled is an image and how it was come by.
 type Pulled struct {
-	store.Entry
+	Image store.Image
 	// Fetched tells that the registry was asked, and answered.
 	Fetched bool
 	// Unavailable is why the registry did not answer, when it had to be asked and the
@@ -57,18 +57,18 @@ func (p *Pipeline) Image(ctx context.Context, ref imageref.Ref, platform *ocispe
 	if policy == PullUpdate {
 		return p.update(ctx, ref, platform)
 	}
-	e, err := p.Images.Lookup(ref.Name())
+	img, err := p.Images.Find(ref)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		return Pulled{}, err
 	}
 	found := err == nil
-	fit := fetch.FitOf(e.Image.Platform, platform)
+	fit := fetch.FitOf(img.Platform, platform)
 	switch {
 	case found && (fit == fetch.Fits || fit == fetch.Lesser && policy == PullNever):
-		return Pulled{Entry: e}, nil
+		return Pulled{Image: img}, nil
 	case found && policy == PullNever:
 		return Pulled{}, fmt.Errorf("image %s in the store is for %s, not for %s, and the pull policy is %s: %w",
-			ref, fetch.PlatformName(&e.Image.Platform), fetch.PlatformName(platform), policy, errdefs.ErrNotFound)
+			ref, fetch.PlatformName(&img.Platform), fetch.PlatformName(platform), policy, errdefs.ErrNotFound)
 	case policy == PullNever:
 		return Pulled{}, fmt.Errorf("image %s is not in the store and the pull policy is %s: %w", ref, policy, errdefs.ErrNotFound)
 	}
@@ -79,11 +79,11 @@ func (p *Pipeline) Image(ctx context.Context, ref imageref.Ref, platform *ocispe
 func (p *Pipeline) update(ctx context.Context, ref imageref.Ref, platform *ocispec.Platform) (Pulled, error) {
 	e, err := p.Fetch(ctx, FetchRequest{Ref: ref, Platform: platform})
 	if !errors.Is(err, errdefs.ErrUnavailable) || ctx.Err() != nil {
-		return Pulled{Entry: e, Fetched: err == nil}, err
+		return Pulled{Image: e.Image, Fetched: err == nil}, err
 	}
-	stored, lookupErr := p.Images.Lookup(ref.Name())
-	if lookupErr != nil || fetch.FitOf(stored.Image.Platform, platform) == fetch.Unfit {
+	stored, findErr := p.Images.Find(ref)
+	if findErr != nil || fetch.FitOf(stored.Platform, platform) == fetch.Unfit {
 		return Pulled{}, err // that nothing answered is what the user must know
 	}
-	return Pulled{Entry: stored, Unavailable: err}, nil
+	return Pulled{Image: stored, Unavailable: err}, nil
 }

@@ -74,7 +74,7 @@ func fetchAll(cmd *cobra.Command, o *options, images []podargs.Image, platform *
 		} else {
 			entry, err = h.Load(cmd.Context(), image.At, platform)
 		}
-		progress.end(stage0.Pulled{Entry: entry, Fetched: true}, err)
+		progress.end(stage0.Pulled{Image: entry.Image, Fetched: true}, err)
 		if err != nil {
 			return err
 		}

@@ -26,24 +26,24 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, progre
 	spec := stage0.PodSpec{Owner: pod.OwnerCLI, Kind: pod.KindPod, Rootfs: r.Rootfs, PrivateUsers: r.PrivateUsers}
 	var images []translate.Image
 	for _, app := range r.Apps {
-		entry, err := image(ctx, p, app, r.PullPolicy, progress)
+		img, err := image(ctx, p, app, r.PullPolicy, progress)
 		if err == nil {
-			err = checkPlatform(entry, app, progress)
+			err = checkPlatform(img, app, progress)
 		}
 		if err != nil {
 			return "", err
 		}
-		config, err := p.Images.Config(entry.Image.ID)
+		config, err := p.Images.Config(img.ID)
 		if err != nil {
 			return "", err
 		}
-		appc, err := stage0.AppcManifest(p.Images, entry.Image)
+		appc, err := stage0.AppcManifest(p.Images, img)
 		if err != nil {
 			return "", err
 		}
-		spec.Images = append(spec.Images, stage0.AppImage{Name: app.Image, Ref: imageRef(entry, app), Image: entry.Image})
+		spec.Images = append(spec.Images, stage0.AppImage{Name: app.Image, Ref: imageRef(img, app), Image: img})
 		images = append(images, translate.Image{
-			ID: string(entry.Image.ID), AppcID: entry.Image.AppcID, Name: app.From.Ref.Name(), Config: config, Appc: appc,
+			ID: string(img.ID), AppcID: img.AppcID, Name: app.From.Ref.Name(), Config: config, Appc: appc,
 		})
 	}
 	pm, notes, err := r.Manifest(images)
@@ -65,14 +65,15 @@ func prepare(ctx context.Context, p *stage0.Pipeline, r *podargs.Request, progre
 }
 
 // image finds an app's image by the pull policy; an id is only looked for in the store.
-func image(ctx context.Context, p *stage0.Pipeline, app podargs.App, policy stage0.PullPolicy, progress *progress) (store.Entry, error) {
+func image(ctx context.Context, p *stage0.Pipeline, app podargs.App, policy stage0.PullPolicy, progress *progress) (store.Image, error) {
 	from := app.From
 	if from.ID != "" {
-		return p.Images.Lookup(from.ID)
+		e, err := p.Images.Lookup(from.ID)
+		return e.Image, err
 	}
 	// An ACI is read in any case, as in rkt: whoever names a file means the file.
 	if !from.At.IsZero() && from.At.Transport != imageref.ACI && policy == stage0.PullNever {
-		return store.Entry{}, fmt.Errorf("image %s is not read where the pull policy is %s: name an image of the store: %w", from, policy, errdefs.ErrInvalid)
+		return store.Image{}, fmt.Errorf("image %s is not read where the pull policy is %s: name an image of the store: %w", from, policy, errdefs.ErrInvalid)
 	}
 	progress.begin(from.String())
 	var pulled stage0.Pulled
@@ -80,22 +81,23 @@ func image(ctx context.Context, p *stage0.Pipeline, app podargs.App, policy stag
 	if from.At.IsZero() {
 		pulled, err = p.Image(ctx, from.Ref, app.Platform, policy)
 	} else {
-		pulled.Entry, err = p.Load(ctx, from.At, app.Platform)
-		pulled.Fetched = err == nil
+		var e store.Entry
+		e, err = p.Load(ctx, from.At, app.Platform)
+		pulled = stage0.Pulled{Image: e.Image, Fetched: err == nil}
 	}
 	progress.end(pulled, err)
-	return pulled.Entry, err
+	return pulled.Image, err
 }
 
 // checkPlatform says of an image that it is not for the platform that its app is to have.
 // One that was named by its id is refused if it does not run there and the command line
 // says what it should be for; without that, whoever names an id or a file means it.
-func checkPlatform(entry store.Entry, app podargs.App, progress *progress) error {
-	fit := fetch.FitOf(entry.Image.Platform, app.Platform)
+func checkPlatform(img store.Image, app podargs.App, progress *progress) error {
+	fit := fetch.FitOf(img.Platform, app.Platform)
 	if fit == fetch.Fits {
 		return nil
 	}
-	what := fmt.Sprintf("image %s is for %s, not for %s", app.From, printable(fetch.PlatformName(&entry.Image.Platform)), fetch.PlatformName(app.Platform))
+	what := fmt.Sprintf("image %s is for %s, not for %s", app.From, printable(fetch.PlatformName(&img.Platform)), fetch.PlatformName(app.Platform))
 	if fit == fetch.Unfit && app.From.ID != "" && app.Platform != nil {
 		return fmt.Errorf("%s: %w", what, errdefs.ErrInvalid)
 	}
@@ -104,9 +106,9 @@ func checkPlatform(entry store.Entry, app podargs.App, progress *progress) error
 }
 
 // imageRef is the repository digest that the app's name has, else the image's id.
-func imageRef(entry store.Entry, app podargs.App) string {
-	if app.From.Ref.IsZero() || entry.Image.ManifestDigest == "" {
-		return string(entry.Image.ID)
+func imageRef(img store.Image, app podargs.App) string {
+	if app.From.Ref.IsZero() || img.ManifestDigest == "" {
+		return string(img.ID)
 	}
-	return app.From.Ref.Canonical(entry.Image.ManifestDigest)
+	return app.From.Ref.Canonical(img.ManifestDigest)
 }

@@ -51,6 +51,20 @@ func (s *Store) Lookup(name string) (Entry, error) {
 	return Entry{}, fmt.Errorf("image %q: %w", name, errdefs.ErrNotFound)
 }
 
+// Find returns the record of the image that a reference names, or ErrNotFound. Unlike
+// Lookup it does not ask for the image's other names, which takes longer the more images
+// there are.
+func (s *Store) Find(ref imageref.Ref) (Image, error) {
+	r, err := s.readRef(refFile(ref.Name()))
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return Image{}, fmt.Errorf("image %q: %w", ref, err)
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	return s.Get(r.Image)
+}
+
 // byRef finds the image that a reference names.
 func (s *Store) byRef(ref imageref.Ref) (Entry, error) {
 	r, err := s.readRef(refFile(ref.Name()))

@@ -18,6 +18,7 @@ import (
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/format"
+	"github.com/gantry-cri/gantry/stage0/imageref"
 )
 
 type sample struct {
@@ -196,6 +197,24 @@ func TestLookup(t *testing.T) {
 	e, err := s.Lookup("a")
 	if err != nil || fmt.Sprint(e.Tags) != "[docker.io/library/a:2 docker.io/library/a:latest]" || len(e.Digests) != 1 {
 		t.Errorf("Lookup(a) = %+v, %v", e, err)
+	}
+}
+
+func TestFind(t *testing.T) {
+	s, _ := open(t)
+	a := newSample(t, 1)
+	a.put(t, s, "docker.io/library/a:latest", "docker.io/library/a@"+a.image.ManifestDigest.String())
+	for name, want := range map[string]error{
+		"a": nil, "a:latest": nil, "a@" + a.image.ManifestDigest.String(): nil,
+		"a:2": errdefs.ErrNotFound, "b": errdefs.ErrNotFound,
+	} {
+		ref, err := imageref.Parse(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img, err := s.Find(ref); !errors.Is(err, want) || want == nil && img.ID != a.image.ID {
+			t.Errorf("%s: %s, %v, want %v", name, img.ID, err, want)
+		}
 	}
 }
 
