@@ -26,25 +26,12 @@ const spoolAbove = 256 << 20
 // and needs no closing. report is told of what went wrong and was put off; it may
 // be nil.
 func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeline, *stage1.Runner, error) {
-	pods, err := pod.Open(cfg.Dir, cfg.RunDir)
+	p, err := OpenPipeline(cfg)
 	if err != nil {
 		return nil, nil, err
 	}
-	readOnly, err := readonly.Open(cfg.Dir, cfg.ReadOnlyStores)
-	if err != nil {
-		return nil, nil, err
-	}
-	images, err := store.Open(cfg.Dir, readOnly...)
-	if err != nil {
-		return nil, nil, err
-	}
-	trees, err := tree.Open(cfg.Dir, readOnly...)
-	if err != nil {
-		return nil, nil, err
-	}
-	trees.Limits = cfg.LayerLimits
 	r, err := stage1.New(stage1.Config{
-		Pods: pods, Trees: trees, RunDir: cfg.RunDir,
+		Pods: p.Pods, Trees: p.Trees, RunDir: cfg.RunDir,
 		Driver: cfg.CgroupDriver, Runtime: cfg.Runtime, Runtimes: cfg.Runtimes, Conmon: cfg.Conmon, Init: cfg.Init,
 		Network: cfg.Network(),
 		Report:  report,
@@ -52,13 +39,35 @@ func Open(cfg Config, report func(manifest.UUID, string, error)) (*stage0.Pipeli
 	if err != nil {
 		return nil, nil, err
 	}
+	return p, r, nil
+}
+
+// OpenPipeline is Open for those who run nothing.
+func OpenPipeline(cfg Config) (*stage0.Pipeline, error) {
+	pods, err := pod.Open(cfg.Dir, cfg.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	readOnly, err := readonly.Open(cfg.Dir, cfg.ReadOnlyStores)
+	if err != nil {
+		return nil, err
+	}
+	images, err := store.Open(cfg.Dir, readOnly...)
+	if err != nil {
+		return nil, err
+	}
+	trees, err := tree.Open(cfg.Dir, readOnly...)
+	if err != nil {
+		return nil, err
+	}
+	trees.Limits = cfg.LayerLimits
 	site := overlay.Site{Dir: cfg.Dir, Known: filepath.Join(cfg.RunDir, "overlay")}
 	return &stage0.Pipeline{
 		Images: images, Trees: trees, Pods: pods, Source: Registry(cfg), Overlay: site,
 		Users:        idmap.Pool{Dir: filepath.Join(cfg.Dir, "ids")},
 		FetchTimeout: cfg.PullTimeout.Duration, SpoolAbove: cmp.Or(cfg.SpoolAbove, spoolAbove),
 		MaxDownloads: cfg.MaxConcurrentDownloads, MaxDownloadsTotal: cfg.MaxConcurrentDownloadsTotal,
-	}, r, nil
+	}, nil
 }
 
 // Registry is where the images of a configuration come from.

@@ -61,18 +61,18 @@ func fetchable(args []string, platform *ocispec.Platform) ([]podargs.Image, erro
 }
 
 func fetchAll(cmd *cobra.Command, o *options, images []podargs.Image, platform *ocispec.Platform, progress *progress) error {
-	h, err := o.house()
+	p, err := o.pipeline()
 	if err != nil {
 		return err
 	}
-	h.Observer = progress
+	p.Observer = progress
 	for _, image := range images {
 		progress.begin(image.String())
 		var entry store.Entry
 		if image.At.IsZero() {
-			entry, err = h.Fetch(cmd.Context(), stage0.FetchRequest{Ref: image.Ref, Platform: platform})
+			entry, err = p.Fetch(cmd.Context(), stage0.FetchRequest{Ref: image.Ref, Platform: platform})
 		} else {
-			entry, err = h.Load(cmd.Context(), image.At, platform)
+			entry, err = p.Load(cmd.Context(), image.At, platform)
 		}
 		progress.end(stage0.Pulled{Image: entry.Image, Fetched: true}, err)
 		if err != nil {

@@ -121,6 +121,15 @@ func (o *options) user() (shim.Config, error) {
 	return cfg, err
 }
 
+// pipeline opens what those need who fetch and prepare, and run nothing.
+func (o *options) pipeline() (*stage0.Pipeline, error) {
+	cfg, err := o.user()
+	if err != nil {
+		return nil, err
+	}
+	return shim.OpenPipeline(cfg)
+}
+
 // house opens what the daemon opens.
 func (o *options) house() (*house, error) {
 	cfg, err := o.user()

@@ -33,11 +33,11 @@ func newPrepare(o *options) *cobra.Command {
 			return err
 		}
 		return needRoot(func() error {
-			h, err := o.house()
+			p, err := o.pipeline()
 			if err != nil {
 				return err
 			}
-			u, err := prepare(cmd.Context(), h.Pipeline, request, newProgress(cmd.ErrOrStderr(), mode))
+			u, err := prepare(cmd.Context(), p, request, newProgress(cmd.ErrOrStderr(), mode))
 			if err != nil {
 				return err
 			}
