@@ -3,7 +3,6 @@ package translate
 import (
 	"encoding/json"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -13,10 +12,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/manifest"
 )
-
-// appcEnvName is the pattern of appc's environment variables.
-var appcEnvName = regexp.MustCompile(`^[A-Za-z_][A-Za-z_0-9.-]*$`)
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -77,7 +74,7 @@ func toEnvironment(image types.Environment, envs []*runtimeapi.KeyValue) types.E
 	for i, e := range envs {
 		switch {
 		case last[e.Key] != i:
-		case !appcEnvName.MatchString(e.Key) || !utf8.Valid(e.Value):
+		case !manifest.IsEnvName(e.Key) || !utf8.Valid(e.Value):
 			env.drop(e.Key)
 		default:
 			env.set(e.Key, string(e.Value))
@@ -108,7 +105,7 @@ func imageEnvironment(list []string) (env types.Environment, refused []string) {
 		switch {
 		case name == "" || !ok:
 			// Not a variable: no program could look it up.
-		case appcEnvName.MatchString(name):
+		case manifest.IsEnvName(name):
 			legal.set(name, v)
 		default:
 			refused = append(refused, entry)

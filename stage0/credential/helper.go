@@ -8,6 +8,7 @@ import (
 	"io"
 	"os/exec"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/docker/docker-credential-helpers/client"
@@ -26,7 +27,7 @@ const (
 	tokenUser = "<token>"
 )
 
-var helperName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+var helperName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`) })
 
 // helper is a docker-credential-NAME program.
 type helper struct {
@@ -37,7 +38,7 @@ type helper struct {
 // get asks the program for a key. What it does not know is the zero Credential.
 // What the program prints does not get into an error: it may be the secret.
 func (h helper) get(ctx context.Context, key string) (Credential, error) {
-	if !helperName.MatchString(h.name) {
+	if !helperName().MatchString(h.name) {
 		return Credential{}, fmt.Errorf("%q is no name of a helper: %w", h.name, errdefs.ErrInvalid)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, helperTime, fmt.Errorf("no answer within %s: %w", helperTime, errdefs.ErrUnavailable))

@@ -22,7 +22,7 @@ func (d *Decoder) readBlockHeader() error {
 	case 0:
 		return d.readStoredHeader()
 	case 1:
-		d.lit, d.dist = fixedLit, fixedDist
+		d.lit, d.dist = fixedTables()
 	case 2:
 		if err := d.readCodes(); err != nil {
 			return err

@@ -1,6 +1,9 @@
 package inflate
 
-import "errors"
+import (
+	"errors"
+	"sync"
+)
 
 // How many symbols the codes have (RFC 1951, sections 3.2.5 to 3.2.7).
 const (
@@ -57,8 +60,6 @@ var (
 	litKind  = kind{litSymbols(), litBits}
 	distKind = kind{distSymbols(), distBits}
 	codeKind = kind{codeSymbols(), distBits}
-
-	fixedLit, fixedDist = fixedTables()
 )
 
 // litSymbols are literals, the end of a block, and lengths (RFC 1951, section 3.2.5).
@@ -97,7 +98,7 @@ func codeSymbols() []uint32 {
 }
 
 // fixedTables are the codes of RFC 1951, section 3.2.6.
-func fixedTables() (lit, dist *table) {
+var fixedTables = sync.OnceValues(func() (lit, dist *table) {
 	var lengths [288]uint8
 	for i := range lengths {
 		switch {
@@ -120,7 +121,7 @@ func fixedTables() (lit, dist *table) {
 		panic(err) // they are complete
 	}
 	return lit, dist
-}
+})
 
 var (
 	errOversubscribed = errors.New("more codes than there can be")

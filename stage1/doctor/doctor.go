@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 
@@ -174,12 +175,12 @@ func (d *Doctor) ownerOf(text string) manifest.UUID {
 	return manifest.UUID(m[1])
 }
 
-var stateName = regexp.MustCompile("^" + hexPattern + "$")
+var stateName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile("^" + hexPattern + "$") })
 
 // fromHex is the pod of a container's id; ids of pods with several apps begin with
 // the pod's UUID too.
 func fromHex(name string) manifest.UUID {
-	m := stateName.FindStringSubmatch(name)
+	m := stateName().FindStringSubmatch(name)
 	if m == nil {
 		return ""
 	}

@@ -3,22 +3,20 @@ package podargs
 import (
 	"fmt"
 	"os"
-	"regexp"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/appc/spec/schema/types"
-)
 
-// appc's rule for the names of environment variables.
-var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z_0-9.-]*$`)
+	"github.com/gantry-cri/gantry/stage0/manifest"
+)
 
 func parseEnv(s string) (types.EnvironmentVariable, error) {
 	name, value, ok := strings.Cut(s, "=")
 	if !ok {
 		return types.EnvironmentVariable{}, invalid("must be specified as NAME=VALUE")
 	}
-	if !envName.MatchString(name) {
+	if !manifest.IsEnvName(name) {
 		return types.EnvironmentVariable{}, invalid("%q is not a name of an environment variable", name)
 	}
 	if !utf8.ValidString(value) || strings.ContainsRune(value, 0) {

@@ -1,8 +1,8 @@
 package podargs
 
 import (
+	"cmp"
 	"path"
-	"regexp"
 	"strings"
 
 	"github.com/appc/spec/schema/types"
@@ -24,11 +24,6 @@ func (e unsupportedError) Is(target error) bool { return target == errdefs.ErrUn
 
 // Hint says what to try instead; empty is nothing.
 func (e unsupportedError) Hint() string { return e.hint }
-
-var (
-	scheme  = regexp.MustCompile(`^([a-z][a-z0-9+.-]*)://`)
-	imageID = regexp.MustCompile(`^(sha512-[0-9a-f]{2,}|sha256:[0-9a-f]{3,})$`)
-)
 
 // kinds of images that rkt and its successors know and this version does not, by scheme.
 var kinds = map[string]string{
@@ -69,7 +64,7 @@ func (i Image) CheckPlatform(asked *ocispec.Platform) error {
 // oci:PATH, oci-archive:PATH, docker-archive:PATH, aci:PATH, the path or file: URL of
 // an ACI, or the id of an image in the store. Other kinds are refused by name.
 func ParseImage(s string) (Image, error) {
-	if imageID.MatchString(s) {
+	if isImageID(s) {
 		return Image{ID: s}, nil
 	}
 	if at, ok, err := imageref.ParseLocation(s); ok {
@@ -89,15 +84,23 @@ func ParseImage(s string) (Image, error) {
 	return Image{Ref: ref}, err
 }
 
+// isImageID says whether s begins as an image's id, of OCI or appc, and goes on as one.
+func isImageID(s string) bool {
+	if digits, ok := strings.CutPrefix(s, "sha512-"); ok {
+		return len(digits) >= 2 && isHex(digits)
+	}
+	digits, ok := strings.CutPrefix(s, "sha256:")
+	return ok && len(digits) >= 3 && isHex(digits)
+}
+
+func isHex(s string) bool { return strings.Trim(s, "0123456789abcdef") == "" }
+
 const appcName = "appc name"
 
 // kindOf names the kind of an image that is not docker; "" is docker.
 func kindOf(s string) string {
-	if m := scheme.FindStringSubmatch(s); m != nil && m[1] != "docker" {
-		if kind := kinds[m[1]]; kind != "" {
-			return kind
-		}
-		return m[1]
+	if scheme, _, ok := strings.Cut(s, "://"); ok && isScheme(scheme) && scheme != "docker" {
+		return cmp.Or(kinds[scheme], scheme)
 	}
 	prefix, _, _ := strings.Cut(s, ":")
 	switch {
@@ -110,6 +113,12 @@ func kindOf(s string) string {
 	}
 }
 
+// isScheme says whether s may be a URL's.
+func isScheme(s string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyz"
+	return s != "" && strings.Contains(letters, s[:1]) && strings.Trim(s, letters+"0123456789+.-") == ""
+}
+
 // appName makes an app name of an image: the last element of its name or path,
 // without tag, digest and ending, lower-cased, what appc does not allow replaced
 // by dashes.
@@ -120,7 +129,7 @@ func appName(image string) (types.ACName, error) {
 	}
 	name, _, _ = strings.Cut(name, "@")
 	name = path.Base(name)
-	if !imageID.MatchString(image) {
+	if !isImageID(image) {
 		name, _, _ = strings.Cut(name, ":")
 	}
 	return toACName(name)

@@ -221,8 +221,23 @@ func TestParseImage(t *testing.T) {
 			}
 		})
 	}
-	if got, err := ParseImage("sha512-0123abcd"); err != nil || got.ID != "sha512-0123abcd" {
-		t.Errorf("id: got %+v, %v", got, err)
+	for _, id := range []string{"sha512-0123abcd", "sha512-01", "sha256:012"} {
+		if got, err := ParseImage(id); err != nil || got.ID != id {
+			t.Errorf("id: got %+v, %v", got, err)
+		}
+	}
+	for _, no := range []string{"sha512-0", "sha512-xy", "sha512-0123ABCD", "sha256:01", "sha256:01x", "a://sha512-0123abcd"} {
+		if got, err := ParseImage(no); err == nil && got.ID != "" {
+			t.Errorf("%s is taken for an id", no)
+		}
+	}
+	for image, kind := range map[string]string{
+		"https://example.com/a": "URL", "s3+x.y-1://a": "s3+x.y-1", "a": "appc name", "1a://b": "appc name", "A://b": "appc name",
+		"://b": "appc name", "a b://c": "appc name", "cimd:x": "cimd",
+	} {
+		if _, err := ParseImage(image); err == nil || !strings.Contains(err.Error(), "images of kind "+kind+" are") {
+			t.Errorf("%s: got %v, want kind %s", image, err, kind)
+		}
 	}
 	got, err := ParseImage("oci-archive:/a/My App.tar:example.com/x:1")
 	if err != nil || got.At != (imageref.Location{Transport: imageref.OCIArchive, Path: "/a/My App.tar", Name: "example.com/x:1"}) {
