@@ -13,6 +13,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/imageref"
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage0/readonly"
+	"github.com/gantry-cri/gantry/stage0/spool"
 	"github.com/gantry-cri/gantry/stage0/store"
 	"github.com/gantry-cri/gantry/stage0/tree"
 	"github.com/gantry-cri/gantry/stage0/verify"
@@ -35,7 +36,7 @@ type Repair struct {
 // not change, nor a file go away, under a mount. The bad tree stays until the good one
 // is complete; then the two change places in a moment in which nobody prepares,
 // collects or starts a pod that uses it. A kill between the two leaves no tree, and
-// the next fetch brings it.
+// the next repair or fetch brings it; what else a kill leaves goes with the next repair.
 func (p *Pipeline) RepairStore(ctx context.Context, c *Check) error {
 	if err := p.repairEach(ctx, c.Trees, func(t *CheckedTree) bool { return !t.Fixup }); err != nil {
 		return fmt.Errorf("repair store: %w", err)
@@ -50,8 +51,55 @@ func (p *Pipeline) RepairStore(ctx context.Context, c *Check) error {
 	if err == nil {
 		err = p.repairEach(ctx, c.Trees, func(t *CheckedTree) bool { return t.Fixup })
 	}
+	if err == nil {
+		err = p.dropLeft(c.Trees)
+	}
 	if err != nil {
 		return fmt.Errorf("repair store: %w", err)
+	}
+	return nil
+}
+
+// dropLeft deletes what is left of the fetching of layers whose trees are good, by a
+// repair or a fetch that was killed when it had made the tree: its spool and its lock.
+func (p *Pipeline) dropLeft(trees []CheckedTree) error {
+	for _, t := range trees {
+		if t.Fixup || !t.Good() || t.ReadOnly != "" {
+			continue
+		}
+		unlock, err := p.Images.TryLockLayer(t.Tree)
+		if errors.Is(err, errdefs.ErrBusy) {
+			continue // somebody fetches it, for an image that is new
+		}
+		if err != nil {
+			return err
+		}
+		err = p.dropSpools(t)
+		unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Pipeline) dropSpools(t CheckedTree) error {
+	for _, id := range t.Images {
+		img, err := p.Images.Get(id)
+		if errors.Is(err, errdefs.ErrNotFound) {
+			continue // removed since the check
+		}
+		if err != nil {
+			return err
+		}
+		for _, l := range img.Layers {
+			if l.Tree != t.Tree {
+				continue
+			}
+			if err := spool.Discard(p.Images.TempDir(), l.Digest); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
