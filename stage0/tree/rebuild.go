@@ -124,8 +124,8 @@ func (r *Rebuilt) assemble(parent context.Context, b *rebuilder, w *writer, m Me
 	switch {
 	case put.err != nil && !errors.Is(put.err, parsed):
 		return put.err
-	case errors.Is(parsed, errArchive), errors.Is(parsed, errdefs.ErrInvalid):
-		// What it was made from was a layer.
+	case errors.Is(parsed, errArchive), errors.Is(parsed, errdefs.ErrInvalid), errors.Is(parsed, errdefs.ErrUnsupported):
+		// What it was made from was a layer that could be extracted.
 		return fmt.Errorf("%w: %w", ErrRecord, parsed)
 	case parsed != nil:
 		return parsed

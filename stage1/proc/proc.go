@@ -180,6 +180,10 @@ func parseStat(s string) (stat, error) {
 	if len(fields) < 20 {
 		return stat{}, fmt.Errorf("stat %q is short", s)
 	}
+	state := fields[0]
+	if len(state) != 1 || state[0] < 'A' || state[0] > 'z' {
+		return stat{}, fmt.Errorf("stat %q: state %q", s, state)
+	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {
 		return stat{}, fmt.Errorf("stat %q: %w", s, err)
@@ -188,5 +192,5 @@ func parseStat(s string) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("stat %q: %w", s, err)
 	}
-	return stat{state: fields[0][0], parent: parent, start: start}, nil
+	return stat{state: state[0], parent: parent, start: start}, nil
 }
