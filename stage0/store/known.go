@@ -96,8 +96,8 @@ func (s *Store) knownPath(path string) string {
 	return filepath.Join(s.dir, filesDir, hex.EncodeToString(sum[:]))
 }
 
-// sweepKnown forgets files whose images are not there any more, and what cannot be
-// read.
+// sweepKnown forgets files whose images are not there any more, and what cannot be read
+// or has no name yet. It runs under the lock that Remember takes.
 func (s *Store) sweepKnown() error {
 	entries, err := os.ReadDir(filepath.Join(s.dir, filesDir))
 	if err != nil || len(entries) == 0 {
@@ -115,7 +115,7 @@ func (s *Store) sweepKnown() error {
 	for _, e := range entries {
 		path := filepath.Join(s.dir, filesDir, e.Name())
 		known, err := readKnown(path)
-		if isTransient(err) || err == nil && there[known.Digest.Encoded()] {
+		if isTransient(err) || err == nil && there[known.Digest.Encoded()] && s.knownPath(known.Path) == path {
 			continue
 		}
 		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {

@@ -148,12 +148,17 @@ func (r *repair) points(t *testing.T) []string {
 		t.Fatalf("the bystander's tree was not left out: %v", err)
 	}
 	r.whole(t)
+	return pointsOf(t, file)
+}
+
+// pointsOf are the points that GANTRY_FAILPOINT_HITS has collected, as NAME:N.
+func pointsOf(t *testing.T, file string) (points []string) {
+	t.Helper()
 	raw, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	count := map[string]int{}
-	var points []string
 	for line := range strings.Lines(string(raw)) {
 		name := strings.TrimSpace(line)
 		count[name]++
