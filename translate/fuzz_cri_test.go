@@ -95,7 +95,7 @@ func tellsAgain(t *testing.T, asked proto.Message, tell func() (proto.Message, e
 // hasClass holds that an error, if it is one, says whose fault it is.
 func hasClass(t *testing.T, err error) {
 	t.Helper()
-	for _, class := range []error{errdefs.ErrInvalid, errdefs.ErrUnsupported, errdefs.ErrNotFound} {
+	for _, class := range []error{errdefs.ErrInvalid, errdefs.ErrUnsupported, errdefs.ErrNotFound, errdefs.ErrState} {
 		if err == nil || errors.Is(err, class) {
 			return
 		}
