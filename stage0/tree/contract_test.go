@@ -27,8 +27,8 @@ import (
 	"github.com/gantry-cri/gantry/stage0/tree"
 )
 
-// filesEnv says how many files the largest image of TestContract has; all of them
-// are extracted three times and unpacked twice.
+// filesEnv says how many files the largest image of TestContract has. All of them are
+// applied, extracted in three orders, or in one if they are very many, and unpacked.
 const filesEnv = "GANTRY_CONTRACT_FILES"
 
 func contractFiles(t *testing.T) int {
@@ -56,7 +56,7 @@ func TestContract(t *testing.T) {
 				diffSnapshots(t, withoutAccess(serial), withoutAccess(view(t, img.source, img)))
 			}
 			var took map[string]int64
-			for seed, workers := range slices.Compact([]int{1, 2, len(img.layers)}[:min(3, len(img.layers))]) {
+			for seed, workers := range img.workers() {
 				r := rand.New(rand.NewPCG(uint64(seed), 7))
 				t.Run(fmt.Sprintf("order %d workers %d", seed, workers), func(t *testing.T) {
 					root := mountInOrder(t, img.layers, r.Perm(len(img.layers)), workers)
@@ -128,6 +128,9 @@ func view(t *testing.T, root string, img contractImage) map[string]string {
 	}
 	names := map[uint64][]string{}
 	for p := range all {
+		if strings.Contains(all[p], " links=1 ") {
+			continue
+		}
 		if st := lstat(t, filepath.Join(root, p)); st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			names[st.Ino] = append(names[st.Ino], p)
 		}
