@@ -60,7 +60,7 @@ func FitOf(image ocispec.Platform, platform *ocispec.Platform) Fit {
 	case !platforms.Only(want).Match(image):
 		return Unfit
 	case platform != nil && !platforms.OnlyStrict(want).Match(image),
-		platforms.Normalize(image).Architecture != platforms.Normalize(want).Architecture:
+		platforms.Normalize(image).Architecture != platforms.Normalize(want).Architecture: //nolint:misspell // containerd spells it so
 		return Lesser
 	}
 	return Fits
