@@ -78,14 +78,12 @@ func fates(points []string) []fate {
 // spoolAll has even the smallest layers spooled.
 const spoolAll = "spoolAbove: 1\n"
 
-// TestKilledAtEveryPoint also fails for a point that no command passes: nobody is
-// killed there.
-func TestKilledAtEveryPoint(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("runs containers: needs root")
-	}
+// newStack returns a node that spools even the smallest layers, the bystander that runs
+// there, and an image of several layers for the command line.
+func newStack(t *testing.T) (*harness.Gantry, *peace, string) {
+	t.Helper()
 	registry := harness.StartRegistry(t)
-	web, err := images.Stack(images.Options{})
+	stack, err := images.Stack(images.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,10 +91,18 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	registry.Push(t, "contract/stack:1", web)
+	registry.Push(t, "contract/stack:1", stack)
 	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}, Config: spoolAll})
-	image := "docker://" + registry.Ref("contract/stack:1")
-	p := newPeace(t, g, registry, other)
+	return g, newPeace(t, g, registry, other), "docker://" + registry.Ref("contract/stack:1")
+}
+
+// TestKilledAtEveryPoint also fails for a point that no command passes: nobody is
+// killed there.
+func TestKilledAtEveryPoint(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("runs containers: needs root")
+	}
+	g, p, image := newStack(t)
 	(&life{t: t, g: g, peace: p, image: image}).live() // nobody is killed
 	points := strings.Fields(g.CLI(t, "failpoints"))
 	kills := 0

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/gantry-cri/gantry/test/harness"
-	"github.com/gantry-cri/gantry/test/images"
 )
 
 // TestRepairKilled damages the layers and the fix-up tree of an image, and a layer that a
@@ -27,21 +26,10 @@ func TestRepairKilled(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("runs containers: needs root")
 	}
-	registry := harness.StartRegistry(t)
-	web, err := images.Stack(images.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := images.Pause(images.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	registry.Push(t, "contract/stack:1", web)
-	g := harness.NewGantry(t, harness.GantryOptions{Registries: []string{registry.Addr}, Config: spoolAll})
-	p := newPeace(t, g, registry, other)
+	g, p, image := newStack(t)
 	r := &repair{g: g, peace: p, mounted: entries(t, filepath.Join(g.Dir, "trees"))}
 	r.age(t)
-	pod := strings.TrimSpace(g.CLI(t, "prepare", "--quiet", "docker://"+registry.Ref("contract/stack:1")))
+	pod := strings.TrimSpace(g.CLI(t, "prepare", "--quiet", image))
 	r.files = held(t, g)
 	kills := 0
 	for _, point := range sample(t, r.points(t)) {
