@@ -14,7 +14,7 @@ import (
 // is of none, and that a later version is told from damage.
 func FuzzVersion(f *testing.F) {
 	formattest.Seed(f)
-	for _, s := range []string{"", "null", "[]", `{"schema":null}`, `{"schema":1e0}`, `{"schema":-1}`, `{"schema":2,"SCHEMA":1}`, `{"schema":99999999999999999999}`, `{"schema":{}}`} {
+	for _, s := range []string{"", "null", "[]", `{"schema":null}`, `{"schema":1e0}`, `{"schema":-1}`, `{"schema":2,"SCHEMA":1}`, `{"schema":99999999999999999999}`, `{"schema":{}}`, "{\"schema\":6,\"name\":\"re\xc5istry\"}"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
