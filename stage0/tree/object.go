@@ -26,7 +26,7 @@ func (w *writer) create(p place, do func(fd int) error) error {
 	if err != nil {
 		return err
 	}
-	err = w.makers.Make(func() error { return do(fd) })
+	err = w.dirs.makers.Make(func() error { return do(fd) })
 	if errors.Is(err, unix.EEXIST) {
 		if err := w.remove(p); err != nil {
 			return err
@@ -34,7 +34,7 @@ func (w *writer) create(p place, do func(fd int) error) error {
 		if fd, err = w.dirs.fd(p.dir); err != nil {
 			return err
 		}
-		err = w.makers.Make(func() error { return do(fd) })
+		err = w.dirs.makers.Make(func() error { return do(fd) })
 	}
 	if err == nil {
 		w.inodes++

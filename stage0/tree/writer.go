@@ -20,7 +20,6 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/format"
-	"github.com/gantry-cri/gantry/stage0/inode"
 )
 
 const (
@@ -40,7 +39,6 @@ const (
 // directory. Nobody else changes what lies there meanwhile.
 type writer struct {
 	tmp    string // the entry of tmp that the tree is made in
-	makers *inode.Maker
 	limits Limits
 	// take writes one entry: what kind of archive it is decides.
 	take func(ctx context.Context, h *tar.Header, content io.Reader) error
@@ -71,7 +69,7 @@ func (s *Store) newWriter(tmp string, limits Limits) (*writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open tree: %w", err)
 	}
-	w := &writer{tmp: tmp, makers: s.makers, limits: limits, contents: sha256.New(), buf: make([]byte, chunkSize), zeros: make([]byte, 4096)}
+	w := &writer{tmp: tmp, limits: limits, contents: sha256.New(), buf: make([]byte, chunkSize), zeros: make([]byte, 4096)}
 	w.take = w.entry
 	w.dirs = dirs{root: &dir{fd: fd, implied: true}, makers: s.makers, limits: limits, marks: newMarks(limits.Memory), most: maxKept, made: w.count}
 	if err := unix.Fchmod(fd, 0o755); err != nil { // whatever the umask
