@@ -181,7 +181,7 @@ func parseStat(s string) (stat, error) {
 		return stat{}, fmt.Errorf("stat %q is short", s)
 	}
 	state := fields[0]
-	if len(state) != 1 || state[0] < 'A' || state[0] > 'z' {
+	if len(state) != 1 || !isLetter(state[0]) {
 		return stat{}, fmt.Errorf("stat %q: state %q", s, state)
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
@@ -194,3 +194,5 @@ func parseStat(s string) (stat, error) {
 	}
 	return stat{state: state[0], parent: parent, start: start}, nil
 }
+
+func isLetter(c byte) bool { return 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' }
