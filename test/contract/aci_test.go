@@ -87,14 +87,7 @@ func TestACIKilled(t *testing.T) {
 // fetch fetches an image, with a variable in the environment, and returns its id.
 func fetch(t *testing.T, g *harness.Gantry, env, file string) (string, error) {
 	t.Helper()
-	cmd := g.Command(t, "fetch", "--quiet", file)
-	cmd.Env = append(cmd.Env, env)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		err = fmt.Errorf("gantry fetch: %w\n%s", err, stderr.Bytes())
-	}
+	out, err := outputOf(t, g, env, "fetch", "--quiet", file)
 	return strings.TrimSpace(string(out)), err
 }
 

@@ -170,18 +170,25 @@ type checked struct {
 // fsck repairs, with a variable in its environment.
 func (r *repair) fsck(t *testing.T, env string) (c checked, err error) {
 	t.Helper()
-	cmd := r.g.Command(t, "fsck", "--repair", "--format=json")
+	out, err := outputOf(t, r.g, env, "fsck", "--repair", "--format=json")
+	if len(out) > 0 {
+		err = errors.Join(err, json.Unmarshal(out, &c))
+	}
+	return c, err
+}
+
+// outputOf is what a command prints, with a variable in its environment, also when it fails.
+func outputOf(t *testing.T, g *harness.Gantry, env, name string, args ...string) ([]byte, error) {
+	t.Helper()
+	cmd := g.Command(t, name, args...)
 	cmd.Env = append(cmd.Env, env)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		err = fmt.Errorf("gantry fsck: %w\n%s", err, stderr.Bytes())
+		err = fmt.Errorf("gantry %s: %w\n%s", name, err, stderr.Bytes())
 	}
-	if len(out) > 0 {
-		err = errors.Join(err, json.Unmarshal(out, &c))
-	}
-	return c, err
+	return out, err
 }
 
 // refused says whether fsck ended with the code for damage that is left.
