@@ -6,8 +6,7 @@
 //	limit -dir DIR -server PID URL...
 //
 // Each URL is that of a layer's blob; DIR lies on an empty file system, of a machine that
-// does nothing else. It prints one
-// JSON object, whose fields test/bench/result describes.
+// does nothing else. It prints one JSON object, whose fields test/bench/result describes.
 package main
 
 import (

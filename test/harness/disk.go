@@ -34,7 +34,8 @@ func mountDisk(tb testing.TB, megabytes int, direct string) string {
 	// All of it now: later the kernel would do it while something is measured.
 	output(tb, "mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", file)
 	device := output(tb, "losetup", "--find", "--show", "--direct-io="+direct, file)
-	tb.Cleanup(func() { output(tb, "losetup", "--detach", device) })
+	// The kernel keeps it while it is mounted and no longer, however the test ends.
+	defer output(tb, "losetup", "--detach", device)
 	if got := output(tb, "losetup", "--noheadings", "--output", "DIO", device); (got == "1") != (direct == "on") {
 		tb.Fatalf("direct I/O of %s is %s, want it %s", device, got, direct)
 	}
