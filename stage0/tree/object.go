@@ -58,8 +58,9 @@ func (w *writer) regular(ctx context.Context, p place, h *tar.Header, content io
 		return w.givePool(ctx, opened{p, fd}, h, content)
 	}
 	err = w.content(ctx, opened{p, fd}, h, content)
+	var blocks int64
 	if err == nil {
-		_, err = attributes(fd, h)
+		blocks, err = describe(fd, h)
 	}
 	if err == nil {
 		err = w.xattrs(h, func(key string, value []byte) error { return unix.Fsetxattr(fd, key, value, 0) })
@@ -67,11 +68,38 @@ func (w *writer) regular(ctx context.Context, p place, h *tar.Header, content io
 	if err := errors.Join(err, syscallError(unix.Close(fd))); err != nil {
 		return err
 	}
-	// Closed: until then XFS reserves more than the file needs.
-	if err := w.addBlocks(p); err != nil {
-		return err
+	if h.Size > smallFile || hasXattrs(h) {
+		return w.addBlocks(p)
 	}
-	return w.setTimes(p, h)
+	w.blocks += blocks
+	return nil
+}
+
+// smallFile is the size up to which a file that is open takes no more blocks than when it
+// is closed, bytes: for a larger one XFS reserves more than it needs.
+const smallFile = 64 << 10
+
+// describe gives an open file, whose content is written, owner, mode and times, and
+// returns the blocks of 512 bytes that it takes now.
+func describe(fd int, h *tar.Header) (blocks int64, err error) {
+	st, err := attributes(fd, h)
+	if err != nil {
+		return 0, err
+	}
+	times := timespecs(h.AccessTime, h.ModTime)
+	if err := unix.UtimesNanoAt(fd, "", times[:], unix.AT_EMPTY_PATH); err != nil {
+		return 0, fmt.Errorf("set times: %w", syscallError(err))
+	}
+	return st.Blocks, nil
+}
+
+func hasXattrs(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, xattrRecord) {
+			return true
+		}
+	}
+	return false
 }
 
 // opened is a regular file that was made at a place.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -20,7 +19,7 @@ const (
 	poolFiles = 3 * poolWorkers
 	// poolFile is the size up to which a file goes through the pool, bytes: its content
 	// is in memory as a whole.
-	poolFile = 64 << 10
+	poolFile = smallFile
 )
 
 // pool writes the contents of small files, and gives them what belongs to them, while
@@ -48,15 +47,7 @@ func (f *pooled) content() []byte { return f.buf[:f.header.Size] }
 // keeps the processors busy. What it does not do is to leave out what the file system
 // cannot keep.
 func (w *writer) pools(h *tar.Header) bool {
-	if w.alone == nil || !w.alone() || w.split == nil || h.Size > poolFile || isSparse(h) {
-		return false
-	}
-	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, xattrRecord) {
-			return false
-		}
-	}
-	return true
+	return w.alone != nil && w.alone() && w.split != nil && h.Size <= poolFile && !isSparse(h) && !hasXattrs(h)
 }
 
 // givePool reads the content and gives the file, which is the pool's from then on.
@@ -148,7 +139,7 @@ func (p *pool) finish(f *pooled) {
 }
 
 // write does by the descriptor alone what regular does to the files that it keeps, and
-// returns the blocks that the file takes. So small a file takes no more until it is closed.
+// returns the blocks that the file takes.
 func (f *pooled) write() (blocks int64, err error) {
 	defer func() {
 		if closed := unix.Close(f.fd); err == nil {
@@ -158,15 +149,7 @@ func (f *pooled) write() (blocks int64, err error) {
 	if err := writeAll(f.fd, f.content()); err != nil {
 		return 0, fmt.Errorf("write: %w", syscallError(err))
 	}
-	st, err := attributes(f.fd, f.header)
-	if err != nil {
-		return 0, err
-	}
-	times := timespecs(f.header.AccessTime, f.header.ModTime)
-	if err := unix.UtimesNanoAt(f.fd, "", times[:], unix.AT_EMPTY_PATH); err != nil {
-		return 0, fmt.Errorf("set times: %w", syscallError(err))
-	}
-	return st.Blocks, nil
+	return describe(f.fd, f.header)
 }
 
 // wait returns when all files that were given are finished, and the first error.
