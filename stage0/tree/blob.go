@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -63,13 +64,29 @@ func openGzip(r io.Reader) (decoder, error) {
 	return decoder{inflate.New(r).Fill, func() {}}, nil
 }
 
+// zstdDecoders are those that no layer has now. A new one has to touch twice its window
+// of memory first, which takes as long as to decompress megabytes.
+var zstdDecoders sync.Pool
+
 func openZstd(r io.Reader) (decoder, error) {
-	// The frames' checksums say nothing that the diff ID does not: both are of the content.
-	d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(false), zstd.WithDecoderMaxWindow(maxWindow), zstd.IgnoreChecksum(true))
+	d, err := newZstd(r)
 	if err != nil {
 		return decoder{}, err
 	}
-	return decoder{fillFrom(d), d.Close}, nil
+	return decoder{fillFrom(d), func() {
+		if err := d.Reset(nil); err == nil { // it holds no blob any more
+			zstdDecoders.Put(d)
+		}
+	}}, nil
+}
+
+func newZstd(r io.Reader) (*zstd.Decoder, error) {
+	if d, ok := zstdDecoders.Get().(*zstd.Decoder); ok {
+		return d, d.Reset(r)
+	}
+	// The frames' checksums say nothing that the diff ID does not: both are of the content.
+	// A decoder that works in its caller's goroutine needs no Close.
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(false), zstd.WithDecoderMaxWindow(maxWindow), zstd.IgnoreChecksum(true))
 }
 
 // fillFrom fills the room of a chunk from a stream that keeps a window of its own.

@@ -412,6 +412,36 @@ func TestExtractVerifies(t *testing.T) {
 	}
 }
 
+// TestZstdDecoderAgain holds that what a decoder did before, whole, damaged or with
+// another window, is not to be seen in the next layer that it decompresses.
+func TestZstdDecoderAgain(t *testing.T) {
+	s, _ := open(t)
+	content := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	for i, window := range []int{8 << 20, 1 << 20, 4 << 20, 1 << 20, 8 << 20} {
+		copy(content[i<<18:], fmt.Sprintf("layer %d", i)) // what a window of before would lead to
+		data := archive(t, file(fmt.Sprint("f", i), string(content)))
+		blob := zstandard(t, data, window)
+		for _, broken := range [][]byte{blob[:len(blob)/2], append(slices.Clone(blob[:len(blob)-8]), "garbage!"...)} {
+			l := promise(broken, data, ocispec.MediaTypeImageLayerZstd)
+			if _, err := s.Extract(t.Context(), l, bytes.NewReader(broken)); !errors.Is(err, errdefs.ErrInvalid) && !errors.Is(err, errdefs.ErrUnverified) {
+				t.Fatalf("layer %d, damaged: %v", i, err)
+			}
+		}
+		l := promise(blob, data, ocispec.MediaTypeImageLayerZstd)
+		p, err := s.Extract(t.Context(), l, bytes.NewReader(blob))
+		if err != nil {
+			t.Fatalf("layer %d: %v", i, err)
+		}
+		if err := s.Commit(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(s.Root(p.Name()), fmt.Sprint("f", i)))
+		if err != nil || !bytes.Equal(got, content) {
+			t.Errorf("layer %d: %d bytes, err %v", i, len(got), err)
+		}
+	}
+}
+
 // hang is a blob that stops to come.
 type hang struct {
 	io.Reader
