@@ -39,7 +39,7 @@ func TestFormats(t *testing.T) {
 		file := refFile("registry.example/web:1")
 		write(t, filepath.Join(dir, refsDir, file), text)
 		ref, err := s.readRef(file)
-		if err := errors.Join(err, s.writeRef(ref)); err != nil {
+		if err := errors.Join(err, s.writeRefs(ref)); err != nil {
 			t.Fatal(err)
 		}
 		now, err := os.ReadFile(filepath.Join(dir, refsDir, file))

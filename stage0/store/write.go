@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +34,7 @@ func (s *Store) SetRef(ctx context.Context, ref Ref) error {
 		if _, err := s.Get(ref.Image); err != nil {
 			return fmt.Errorf("name %q: %w", ref.Name, err)
 		}
-		return s.writeRef(ref)
+		return s.writeRefs(ref)
 	})
 }
 
@@ -73,11 +74,12 @@ func (s *Store) Commit(ctx context.Context, img Image, manifest, config []byte, 
 		if err := s.writeRecord(name, img, manifest, config); err != nil {
 			return fmt.Errorf("commit image %s: %w", img.ID, err)
 		}
-		for _, ref := range refs {
-			ref.Image = img.ID
-			if err := s.writeRef(ref); err != nil {
-				return fmt.Errorf("commit image %s: %w", img.ID, err)
-			}
+		refs := slices.Clone(refs)
+		for i := range refs {
+			refs[i].Image = img.ID
+		}
+		if err := s.writeRefs(refs...); err != nil {
+			return fmt.Errorf("commit image %s: %w", img.ID, err)
 		}
 		return nil
 	})
@@ -328,28 +330,58 @@ func (s *Store) removeBroken(name string) error {
 	return errors.Join(err, os.RemoveAll(gone))
 }
 
-func (s *Store) writeRef(ref Ref) error {
-	if ref.UpdatedAt.IsZero() {
-		ref.UpdatedAt = time.Now().UTC()
-	}
-	data, err := encode(refContent{format.Ref.Current, ref})
-	if err != nil {
-		return err
+// writeRefs writes names, each whole or not at all, and waits for the disk once for all
+// their files and once for their places.
+func (s *Store) writeRefs(refs ...Ref) error {
+	if len(refs) == 0 {
+		return nil
 	}
 	tmp, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), refPrefix)
 	if err != nil {
-		return fmt.Errorf("name %q: %w", ref.Name, durable.NoSpace(err))
+		return fmt.Errorf("name %q: %w", refs[0].Name, durable.NoSpace(err))
 	}
-	err = durable.WriteFile(filepath.Join(tmp, "ref"), data, fileMode, durable.Flush)
+	err = s.writeRefFiles(tmp, refs)
 	if err == nil {
 		failpoint.Hit(failpoint.RefWritten)
-		err = durable.Rename(filepath.Join(tmp, "ref"), filepath.Join(s.dir, refsDir, refFile(ref.Name)), failpoint.RefRenamed)
+		err = s.placeRefs(tmp, refs)
 	}
 	if err = errors.Join(err, os.RemoveAll(tmp)); err != nil {
-		return fmt.Errorf("name %q: %w", ref.Name, err)
+		return err
 	}
 	failpoint.Hit(failpoint.RefCommitted)
 	return nil
+}
+
+// writeRefFiles makes the names' files in dir, and what is in them durable.
+func (s *Store) writeRefFiles(dir string, refs []Ref) (err error) {
+	var files durable.Batch
+	defer func() { err = errors.Join(err, files.Close()) }()
+	for _, ref := range refs {
+		if ref.UpdatedAt.IsZero() {
+			ref.UpdatedAt = time.Now().UTC()
+		}
+		data, err := encode(refContent{format.Ref.Current, ref})
+		if err == nil {
+			err = files.Write(filepath.Join(dir, refFile(ref.Name)), data, fileMode)
+		}
+		if err != nil {
+			return fmt.Errorf("name %q: %w", ref.Name, err)
+		}
+	}
+	return files.Sync()
+}
+
+// placeRefs moves the names' files from dir to where they count.
+func (s *Store) placeRefs(dir string, refs []Ref) error {
+	to := filepath.Join(s.dir, refsDir)
+	for _, ref := range refs {
+		file := refFile(ref.Name)
+		if err := os.Rename(filepath.Join(dir, file), filepath.Join(to, file)); err != nil {
+			return fmt.Errorf("name %q: %w", ref.Name, durable.NoSpace(err))
+		}
+		failpoint.Hit(failpoint.RefRenamed)
+	}
+	return durable.SyncDir(to)
 }
 
 func (s *Store) removeRef(file string) error {
