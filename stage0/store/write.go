@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -337,23 +338,31 @@ func (s *Store) writeRefs(refs ...Ref) error {
 		return nil
 	}
 	tmp, err := os.MkdirTemp(filepath.Join(s.dir, tmpDir), refPrefix)
-	if err != nil {
-		return fmt.Errorf("name %q: %w", refs[0].Name, durable.NoSpace(err))
-	}
-	err = s.writeRefFiles(tmp, refs)
 	if err == nil {
-		failpoint.Hit(failpoint.RefWritten)
-		err = s.placeRefs(tmp, refs)
+		err = writeRefFiles(tmp, refs)
+		if err == nil {
+			failpoint.Hit(failpoint.RefWritten)
+			err = placeRefs(tmp, filepath.Join(s.dir, refsDir), refs)
+		}
+		err = errors.Join(err, os.RemoveAll(tmp))
 	}
-	if err = errors.Join(err, os.RemoveAll(tmp)); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("name %s: %w", quoted(refs), durable.NoSpace(err))
 	}
 	failpoint.Hit(failpoint.RefCommitted)
 	return nil
 }
 
+func quoted(refs []Ref) string {
+	names := make([]string, len(refs))
+	for i, ref := range refs {
+		names[i] = strconv.Quote(ref.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
 // writeRefFiles makes the names' files in dir, and what is in them durable.
-func (s *Store) writeRefFiles(dir string, refs []Ref) (err error) {
+func writeRefFiles(dir string, refs []Ref) (err error) {
 	var files durable.Batch
 	defer func() { err = errors.Join(err, files.Close()) }()
 	for _, ref := range refs {
@@ -365,19 +374,18 @@ func (s *Store) writeRefFiles(dir string, refs []Ref) (err error) {
 			err = files.Write(filepath.Join(dir, refFile(ref.Name)), data, fileMode)
 		}
 		if err != nil {
-			return fmt.Errorf("name %q: %w", ref.Name, err)
+			return err
 		}
 	}
 	return files.Sync()
 }
 
-// placeRefs moves the names' files from dir to where they count.
-func (s *Store) placeRefs(dir string, refs []Ref) error {
-	to := filepath.Join(s.dir, refsDir)
+// placeRefs moves the names' files to where they count, and makes the move durable.
+func placeRefs(from, to string, refs []Ref) error {
 	for _, ref := range refs {
 		file := refFile(ref.Name)
-		if err := os.Rename(filepath.Join(dir, file), filepath.Join(to, file)); err != nil {
-			return fmt.Errorf("name %q: %w", ref.Name, durable.NoSpace(err))
+		if err := os.Rename(filepath.Join(from, file), filepath.Join(to, file)); err != nil {
+			return err
 		}
 		failpoint.Hit(failpoint.RefRenamed)
 	}
