@@ -64,8 +64,9 @@ func openGzip(r io.Reader) (decoder, error) {
 	return decoder{inflate.New(r).Fill, func() {}}, nil
 }
 
-// zstdDecoders are those that no layer has now. A new one has to touch twice its window
-// of memory first, which takes as long as to decompress megabytes.
+// zstdDecoders are those that no layer has now, until the collector takes them. A new one
+// has to touch twice its window of memory first, which takes as long as to decompress
+// megabytes.
 var zstdDecoders sync.Pool
 
 func openZstd(r io.Reader) (decoder, error) {

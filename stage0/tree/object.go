@@ -93,14 +93,7 @@ func describe(fd int, h *tar.Header) (blocks int64, err error) {
 	return st.Blocks, nil
 }
 
-func hasXattrs(h *tar.Header) bool {
-	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, xattrRecord) {
-			return true
-		}
-	}
-	return false
-}
+func hasXattrs(h *tar.Header) bool { return hasRecord(h, xattrRecord) }
 
 // opened is a regular file that was made at a place.
 type opened struct {
@@ -165,11 +158,13 @@ func (w *writer) copyContent(ctx context.Context, fd int, h *tar.Header, content
 }
 
 func isSparse(h *tar.Header) bool {
-	if h.Typeflag == tar.TypeGNUSparse {
-		return true
-	}
+	return h.Typeflag == tar.TypeGNUSparse || hasRecord(h, sparseRecord)
+}
+
+// hasRecord says whether there is a PAX record whose key begins so.
+func hasRecord(h *tar.Header, prefix string) bool {
 	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, sparseRecord) {
+		if strings.HasPrefix(key, prefix) {
 			return true
 		}
 	}
