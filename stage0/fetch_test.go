@@ -150,8 +150,12 @@ func TestFetch(t *testing.T) {
 		docker bool
 		mk     func(testing.TB, bool, []byte) v1.Layer
 	}{
-		{"oci-gzip", false, registrytest.Layer}, {"oci-plain", false, registrytest.PlainLayer}, {"oci-zstd", false, registrytest.ZstdLayer},
-		{"docker-gzip", true, registrytest.Layer}, {"docker-plain", true, registrytest.PlainLayer}, {"docker-zstd", true, registrytest.ZstdLayer},
+		{"oci-gzip", false, registrytest.Layer},
+		{"oci-plain", false, registrytest.PlainLayer},
+		{"oci-zstd", false, registrytest.ZstdLayer},
+		{"docker-gzip", true, registrytest.Layer},
+		{"docker-plain", true, registrytest.PlainLayer},
+		{"docker-zstd", true, registrytest.ZstdLayer},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			mk := tc.mk
@@ -232,8 +236,11 @@ func TestFetchForeignLayers(t *testing.T) {
 		docker bool
 		mk     func(testing.TB, bool, []byte) v1.Layer
 	}{
-		{oci, false, registrytest.PlainLayer}, {oci + "+gzip", false, registrytest.Layer}, {oci + "+zstd", false, registrytest.ZstdLayer},
-		{docker, true, registrytest.PlainLayer}, {docker + ".gzip", true, registrytest.Layer},
+		{oci, false, registrytest.PlainLayer},
+		{oci + "+gzip", false, registrytest.Layer},
+		{oci + "+zstd", false, registrytest.ZstdLayer},
+		{docker, true, registrytest.PlainLayer},
+		{docker + ".gzip", true, registrytest.Layer},
 	} {
 		t.Run(string(tc.kind), func(t *testing.T) {
 			low, top := tc.mk(t, tc.docker, registrytest.Tar(t, "low", "1")), registrytest.Layer(t, tc.docker, registrytest.Tar(t, "top", "2"))
