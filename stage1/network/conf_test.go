@@ -93,6 +93,19 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// Where nothing else is said, plugins are where distributions and add-ons put them.
+func TestDefaultDirectories(t *testing.T) {
+	if n := New(Config{}); n.confDir != "/etc/cni/net.d" {
+		t.Errorf("configurations are looked for in %s", n.confDir)
+	}
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "a.conf"), `{"cniVersion":"1.0.0","name":"n","type":"no-such-plugin"}`, 0o644)
+	err := New(Config{ConfDir: dir}).Status()
+	if err == nil || !strings.HasSuffix(err.Error(), "plugin no-such-plugin not found in /usr/lib/cni, /opt/cni/bin") {
+		t.Errorf("%v", err)
+	}
+}
+
 // A configuration that appears, changes in place or goes is seen at the next use.
 func TestStatusFollows(t *testing.T) {
 	dir := t.TempDir()
