@@ -41,8 +41,7 @@ suite() {
 // packages are the tests that run in the node, by the name of their suite: those
 // of the main module, then those of the test module.
 var packages = map[string]string{
-	"cgroup": "../../stage1/cgroup", "monitor": "../../stage1/monitor", "exec": "../../stage1/exec", "network": "../../stage1/network",
-	"namespace": "../../stage1/namespace", "stage1": "../../stage1", "overlay": "../../stage0/overlay", "tree": "../../stage0/tree",
+	"cgroup": "../../stage1/cgroup", "stage1": "../../stage1", "overlay": "../../stage0/overlay",
 	"guest": "./guest", "e2e": "../e2e", "kubelet": "../kubelet", "contract": "../contract",
 }
 
