@@ -18,6 +18,9 @@ import (
 
 // TestInstall installs the package as a person would, without a network.
 func TestInstall(t *testing.T) {
+	if out, want := sh(t, "dpkg-deb -f ../gantry.deb Depends"), "crun | runc, conmon, catatonit, containernetworking-plugins"; out != want {
+		t.Errorf("the package depends on %s, want %s", out, want)
+	}
 	sh(t, "DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends ../gantry.deb")
 	if out := sh(t, "systemctl is-active gantry || true"); out != "inactive" {
 		t.Errorf("before it is enabled the daemon is %s", out)
