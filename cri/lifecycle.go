@@ -128,16 +128,22 @@ func (l *lifecycle) remove(ctx context.Context, u manifest.UUID) error {
 		key:     "remove/" + string(u),
 		timeout: l.limits.Remove,
 		run: func(ctx context.Context) (string, error) {
-			if _, inFlight := l.stopping.Load(u); inFlight {
-				if err := l.halt(ctx, u, 0); err != nil {
-					return "", err
-				}
-			}
 			defer l.index.refresh(u)
-			return "", l.runner.Remove(ctx, u)
+			return "", l.removeStopped(ctx, u)
 		},
 	})
 	return err
+}
+
+// removeStopped deletes a pod after the stop of it that is in flight, if there is one:
+// both want its lock, and may have to wait for plugins while they hold it.
+func (l *lifecycle) removeStopped(ctx context.Context, u manifest.UUID) error {
+	if _, inFlight := l.stopping.Load(u); inFlight {
+		if err := l.halt(ctx, u, 0); err != nil {
+			return err
+		}
+	}
+	return l.runner.Remove(ctx, u)
 }
 
 // undo removes what a call made that nobody will hear of, on time of its own.
@@ -145,7 +151,7 @@ func (l *lifecycle) undo(ctx context.Context, u manifest.UUID) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 	defer cancel()
 	defer l.index.refresh(u)
-	if err := l.runner.Remove(ctx, u); err != nil {
+	if err := l.removeStopped(ctx, u); err != nil {
 		klog.FromContext(ctx).Error(err, "Undoing failed, the pod stays listed", "pod", u)
 		return fmt.Errorf("undo: %w", err)
 	}

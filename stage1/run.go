@@ -41,7 +41,7 @@ func (r *Runner) Run(ctx context.Context, u manifest.UUID) error {
 // down before. A start that fails is undone. Through CRI it then counts: the
 // container has ended, with exit code 128 and reason StartError. On the command line the
 // pod goes back to prepared if no process of it ever ran. A Stop of the same runner
-// ends it, as a failure.
+// ends it, as a failure, and undoes what a sandbox has by then.
 //
 // ErrState says that the pod is not prepared, ErrNotFound that there is none.
 func (r *Runner) RunWith(ctx context.Context, u manifest.UUID, opts Options) (err error) {
@@ -125,6 +125,9 @@ func (r *Runner) fail(ctx context.Context, d *pod.Dir, cause error) error {
 	ran, err := r.everRan(d)
 	if err != nil {
 		return err
+	}
+	if d.Record().Kind == pod.KindSandbox && errors.Is(context.Cause(ctx), errStopped) {
+		return nil // whoever stops it undoes it, and must not wait for a plugin that hangs here
 	}
 	undone := errors.Join(r.pods.ClearReady(d.UUID()), r.undo(context.WithoutCancel(ctx), d, nil))
 	if d.Record().Owner == pod.OwnerCLI && !ran && undone == nil {

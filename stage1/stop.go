@@ -28,22 +28,31 @@ import (
 // When ctx ends during the grace Stop returns its error and holds nothing, so a
 // second Stop with a shorter grace takes effect.
 func (r *Runner) Stop(ctx context.Context, u manifest.UUID, grace time.Duration) error {
+	if inRun, err := r.end(ctx, u, grace); !inRun || err != nil {
+		return err
+	}
+	return r.finish(ctx, u)
+}
+
+// end ends a start of ours and returns when no process of the pod's apps runs. inRun says
+// that the pod is in run, where it has something to be undone.
+func (r *Runner) end(ctx context.Context, u manifest.UUID, grace time.Duration) (inRun bool, err error) {
 	p, err := r.pods.Load(u)
 	if errors.Is(err, errdefs.ErrNotFound) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("stop pod %s: %w", u, err)
+		return false, fmt.Errorf("stop pod %s: %w", u, err)
 	}
 	if p.Place != pod.InRun {
-		return nil
+		return false, nil
 	}
 	failpoint.Hit(failpoint.StopBegun)
 	if cut, ok := r.starts.Load(u); ok {
 		cut.(context.CancelCauseFunc)(errStopped) //nolint:forcetypeassert // nothing else is stored
 	}
 	if err := r.pods.ClearReady(u); err != nil {
-		return fmt.Errorf("stop pod %s: %w", u, err)
+		return true, fmt.Errorf("stop pod %s: %w", u, err)
 	}
 	failpoint.Hit(failpoint.ReadyCleared)
 	var g errgroup.Group
@@ -51,9 +60,9 @@ func (r *Runner) Stop(ctx context.Context, u manifest.UUID, grace time.Duration)
 		g.Go(func() error { return r.stopApp(ctx, p, a.Name, grace) })
 	}
 	if err := g.Wait(); err != nil {
-		return fmt.Errorf("stop pod %s: %w", u, err)
+		return true, fmt.Errorf("stop pod %s: %w", u, err)
 	}
-	return r.finish(ctx, u)
+	return true, nil
 }
 
 // stopApp returns when the app's process is dead.
@@ -136,37 +145,56 @@ func (r *Runner) finish(ctx context.Context, u manifest.UUID) (err error) {
 }
 
 func (r *Runner) finishLocked(ctx context.Context, d *pod.Dir) error {
+	if inRun, err := r.recordEnds(ctx, d); !inRun || err != nil {
+		return err
+	}
+	r.report(d.UUID(), leftToSweep, r.giveBack(ctx, d))
+	return nil
+}
+
+// leftToSweep is what is reported when something cannot be undone yet.
+const leftToSweep = "left something to a later sweep"
+
+// recordEnds writes the exit records of a pod in run whose processes are dead. inRun says
+// that it is still there.
+func (r *Runner) recordEnds(ctx context.Context, d *pod.Dir) (inRun bool, err error) {
 	if d.Place() != pod.InRun {
-		return nil
+		return false, nil
 	}
 	if err := r.settle(ctx, d); err != nil {
-		return err
+		return true, err
 	}
 	p, err := r.pods.Load(d.UUID())
 	if err != nil {
-		return fmt.Errorf("stop pod %s: %w", d.UUID(), err)
+		return true, fmt.Errorf("stop pod %s: %w", d.UUID(), err)
 	}
 	if p.Place != pod.InRun {
-		return nil // a start that was cut short went back to prepared
+		return false, nil // a start that was cut short went back to prepared
 	}
 	for _, a := range p.Record.Apps {
 		if ph := p.AppPhase(a.Name); ph != pod.Ended {
 			// Started between our look and the lock.
-			return fmt.Errorf("stop pod %s: app %s is %s: %w", d.UUID(), a.Name, ph, errdefs.ErrBusy)
+			return true, fmt.Errorf("stop pod %s: app %s is %s: %w", d.UUID(), a.Name, ph, errdefs.ErrBusy)
 		}
 	}
-	if err := errors.Join(r.pods.ClearReady(d.UUID()), r.undo(ctx, d, nil)); err != nil {
-		r.report(d.UUID(), "left something to a later sweep", err)
-	}
-	return nil
+	return true, nil
+}
+
+// giveBack undoes what an ended pod held.
+func (r *Runner) giveBack(ctx context.Context, d *pod.Dir) error {
+	return errors.Join(r.pods.ClearReady(d.UUID()), r.undo(ctx, d, nil))
 }
 
 // Remove stops a pod at once and deletes it. It is idempotent. When nil is
 // returned the pod is in no list any more; what could not be undone yet keeps its
 // directory in garbage, where every sweep looks.
 func (r *Runner) Remove(ctx context.Context, u manifest.UUID) (err error) {
-	if err := r.Stop(ctx, u, 0); err != nil {
+	inRun, err := r.end(ctx, u, 0)
+	if err != nil {
 		return err
+	}
+	if inRun {
+		ctx = context.WithoutCancel(ctx) // it is dead: what it held goes
 	}
 	lctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
@@ -178,12 +206,16 @@ func (r *Runner) Remove(ctx context.Context, u manifest.UUID) (err error) {
 		return fmt.Errorf("remove pod %s: %w", u, err)
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
+	var left error // tried once: a plugin that hangs takes its time every time
 	switch d.Place() {
 	case pod.Nowhere:
 		return nil // the beginning of a prepare that was cut short: it has no record, and stage0 sweeps it
 	case pod.InRun:
-		if err := r.finishLocked(ctx, d); err != nil {
+		if inRun, err = r.recordEnds(ctx, d); err != nil {
 			return err
+		}
+		if inRun {
+			left = r.giveBack(ctx, d)
 		}
 		err = d.MoveTo(pod.InExitedGarbage)
 	case pod.InPrepare, pod.InPrepared:
@@ -192,7 +224,10 @@ func (r *Runner) Remove(ctx context.Context, u manifest.UUID) (err error) {
 	if err != nil {
 		return err
 	}
-	r.report(u, "left something to a later sweep", r.delete(ctx, d))
+	if left == nil {
+		left = r.delete(ctx, d)
+	}
+	r.report(u, leftToSweep, left)
 	return nil
 }
 

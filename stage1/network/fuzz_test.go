@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types/create"
 )
 
@@ -107,7 +108,8 @@ func FuzzCached(f *testing.F) {
 			t.Errorf("attachment %+v", a)
 		}
 		a.Within(a.ContainerID, "/run")
-		if _, err := a.list(); err == nil {
+		if list, err := a.list(); err == nil {
+			var _ *libcni.NetworkConfigList = list
 			a.runtimeConf("")
 		}
 		_, _ = json.Marshal(a) // a configuration that is no JSON cannot be kept, and is not

@@ -7,11 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/gantry-cri/gantry/test/harness"
 )
 
 // TestMailbox delivers letters torn, twice and never; TestRows/draining has one
@@ -138,68 +135,4 @@ func ociRuntime(t *testing.T) string {
 		t.Skipf("needs runc (hack/deps): %v", err)
 	}
 	return path
-}
-
-// TestPluginHangs stops a pod whose network is not given back. TestStruck has what else hangs.
-func TestPluginHangs(t *testing.T) {
-	hang := newHang(t, filepath.Join(harness.CNIBinDir, "portmap"), `[ "$CNI_COMMAND" = DEL ]`)
-	n := newNode(t, "--cni-bin-dir", filepath.Dir(hang.program))
-	conf := filepath.Join(n.Network.ConfDir, "10-gantry.conflist")
-	raw, err := os.ReadFile(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := strings.Replace(string(raw), `"portmap"`, `"hang"`, 1)
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	b := n.sandbox(t, "plugin")
-	id := b.start(t, "c", forever)
-	hang.set(t, true)
-	within(t, 60*time.Second, func() { b.stop(t) })
-	n.exited(t, id, 137, "Error")
-	if b.ready(t) {
-		t.Error("a stopped sandbox is ready")
-	}
-	hang.set(t, false)
-	n.CLI(t, "gc")
-	if a := n.Network.Addresses(t); len(a) > 0 {
-		t.Errorf("the sweep gave no address back: %v", a)
-	}
-}
-
-func within(t *testing.T, most time.Duration, do func()) {
-	t.Helper()
-	start := time.Now()
-	do()
-	if took := time.Since(start); took > most {
-		t.Errorf("took %v, more than %v", took, most)
-	}
-}
-
-// hang is a program before another that hangs, with some arguments, while it is set.
-type hang struct{ program, flag string }
-
-func newHang(t *testing.T, real, condition string) *hang {
-	t.Helper()
-	dir := harness.Dir(t)
-	h := &hang{program: filepath.Join(dir, "hang"), flag: filepath.Join(dir, "set")}
-	script := "#!/bin/sh\nif [ -e " + h.flag + " ] && { " + condition + "; }; then exec sleep 1000; fi\nexec " + real + " \"$@\"\n"
-	if err := os.WriteFile(h.program, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return h
-}
-
-func (h *hang) set(t *testing.T, on bool) {
-	t.Helper()
-	var err error
-	if on {
-		err = os.WriteFile(h.flag, nil, 0o644)
-	} else {
-		err = os.Remove(h.flag)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
 }

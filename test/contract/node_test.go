@@ -250,6 +250,19 @@ func uuid(id string) string {
 	return strings.Join([]string{id[:8], id[8:12], id[12:16], id[16:20], id[20:32]}, "-")
 }
 
+// idOf is the id of the sandbox of a name, also of one in the making, which is in no list.
+func (n *node) idOf(t *testing.T, name string) string {
+	t.Helper()
+	for u := range n.byID(t) {
+		raw, err := os.ReadFile(filepath.Join(n.Dir, "pods/by-id", u, "manifest"))
+		if err == nil && strings.Contains(string(raw), "uid-"+name) {
+			return strings.ReplaceAll(u, "-", "")
+		}
+	}
+	t.Fatalf("there is no sandbox %s", name)
+	return ""
+}
+
 // started is what started.json names.
 type started struct {
 	Init    struct{ PID int } `json:"init"`
