@@ -3,7 +3,6 @@ package shim
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -67,7 +66,7 @@ func TestLingering(t *testing.T) {
 	for ; ; time.Sleep(time.Millisecond) {
 		n, err := io.CopyN(io.Discard, in, 64<<10)
 		got += n
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			break
 		}
 		if err != nil {

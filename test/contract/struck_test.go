@@ -357,15 +357,17 @@ func newGate(t *testing.T, real string) *gate {
 	script := `#!/bin/sh
 for id; do :; done
 for command in start delete; do
-	armed=` + dir + `/$command-$id
-	case " $* " in
-	*" $command "*)
-		if mv "$armed" "$armed.taken" 2>/dev/null; then
-			read signal <"$armed.taken"
-			echo $$ >"$armed.tmp" && mv "$armed.tmp" "$armed.pid"
-			kill -"$signal" $$
-		fi
-	esac
+	for name in $id any; do
+		armed=` + dir + `/$command-$name
+		case " $* " in
+		*" $command "*)
+			if mv "$armed" "$armed.taken" 2>/dev/null; then
+				read signal <"$armed.taken"
+				echo $$ >"$armed.tmp" && mv "$armed.tmp" "$armed.pid"
+				kill -"$signal" $$
+			fi
+		esac
+	done
 done
 exec ` + real + ` "$@"
 `
@@ -375,11 +377,14 @@ exec ` + real + ` "$@"
 	return g
 }
 
-// arm has the next command on a container strike itself.
+// arm has the next command on a container, or on any, strike itself.
 func (g *gate) arm(t *testing.T, command, id string, sig syscall.Signal) {
 	t.Helper()
-	name := map[syscall.Signal]string{syscall.SIGSTOP: "STOP", syscall.SIGKILL: "KILL"}[sig]
-	if err := os.WriteFile(filepath.Join(g.dir, command+"-"+id), []byte(name+"\n"), 0o644); err != nil {
+	name, file := map[syscall.Signal]string{syscall.SIGSTOP: "STOP", syscall.SIGKILL: "KILL"}[sig], filepath.Join(g.dir, command+"-"+id)
+	if err := os.RemoveAll(file + ".pid"); err != nil { // of the last
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(name+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
