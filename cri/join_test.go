@@ -40,7 +40,7 @@ func (b *bench) work(want string) work {
 		},
 		undo: func(context.Context, string) error {
 			b.undos.Add(1)
-			time.Sleep(time.Second) //nolint:forbidigo // an undo takes time, in the bubble's clock
+			time.Sleep(time.Second) // an undo takes time, in the bubble's clock
 			return b.undoing
 		},
 	}

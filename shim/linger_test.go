@@ -3,6 +3,7 @@ package shim
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -66,7 +67,7 @@ func TestLingering(t *testing.T) {
 	for ; ; time.Sleep(time.Millisecond) {
 		n, err := io.CopyN(io.Discard, in, 64<<10)
 		got += n
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -134,6 +134,23 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestMetricsAreOff holds that nobody listens for scrapes unless an address is set.
+func TestMetricsAreOff(t *testing.T) {
+	cfg, err := Load(write(t, map[string]string{"config.yaml": ""}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &house{cfg: cfg, metrics: newMetrics("v")}
+	l, err := h.listenMetrics(t.Context())
+	if l != nil || err != nil {
+		t.Fatalf("without an address: %v, %v", l, err)
+	}
+	// The other parts of the daemon run on.
+	if err := h.serveMetrics(t.Context(), l); err != nil {
+		t.Error(err)
+	}
+}
+
 func checkMetrics(t *testing.T, address string) {
 	t.Helper()
 	resp, err := http.Get("http://" + address + "/metrics") //nolint:noctx // the test's own server
@@ -148,7 +165,10 @@ func checkMetrics(t *testing.T, address string) {
 		`gantry_cri_calls_total{code="OK",method="Version"} 1`,
 		`gantry_pods{kind="container",owner="cri",state="running"} 0`,
 		`gantry_prepare_stage_duration_seconds_count{result="failure",stage="resolve"} 0`,
-		`gantry_prepare_stage_duration_seconds_bucket{result="success",stage="commit",le="600"} 0`,
+		// The first bucket and the last finite one.
+		`gantry_prepare_stage_duration_seconds_bucket{result="failure",stage="allocate",le="0.001"} 0`,
+		`gantry_prepare_stage_duration_seconds_bucket{result="success",stage="commit",le="600"} 0
+gantry_prepare_stage_duration_seconds_bucket{result="success",stage="commit",le="+Inf"} 0`,
 		`gantry_build_info{`, `go_goroutines`, `process_resident_memory_bytes`,
 	} {
 		if !strings.Contains(string(body), line) {

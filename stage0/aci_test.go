@@ -230,8 +230,12 @@ func TestACIDependencies(t *testing.T) {
 		"no files of its own":      {[][]string{{"base", "", "a"}, {"top", "base"}}, "a=base"},
 		"the last dependency wins": {[][]string{{"b", "", "a", "b"}, {"c", "", "a"}, {"top", "b c"}}, "a=c b=b"},
 		"A over B, C, D; C and D over B, E; E over base": {[][]string{
-			{"base", "", "1", "2", "3", "4", "5", "6"}, {"e", "base", "2", "3", "4", "5", "6"}, {"b", "", "3", "4", "5", "6"},
-			{"c", "b e", "4", "5", "6"}, {"d", "b e", "5", "6"}, {"a", "b c d", "6"},
+			{"base", "", "1", "2", "3", "4", "5", "6"},
+			{"e", "base", "2", "3", "4", "5", "6"},
+			{"b", "", "3", "4", "5", "6"},
+			{"c", "b e", "4", "5", "6"},
+			{"d", "b e", "5", "6"},
+			{"a", "b c d", "6"},
 		}, "1=base 2=e 3=e 4=e 5=d 6=a"},
 	} {
 		t.Run(name, func(t *testing.T) {

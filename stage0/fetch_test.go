@@ -6,6 +6,7 @@ import (
 	"crypto/sha512"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -150,8 +151,12 @@ func TestFetch(t *testing.T) {
 		docker bool
 		mk     func(testing.TB, bool, []byte) v1.Layer
 	}{
-		{"oci-gzip", false, registrytest.Layer}, {"oci-plain", false, registrytest.PlainLayer}, {"oci-zstd", false, registrytest.ZstdLayer},
-		{"docker-gzip", true, registrytest.Layer}, {"docker-plain", true, registrytest.PlainLayer}, {"docker-zstd", true, registrytest.ZstdLayer},
+		{"oci-gzip", false, registrytest.Layer},
+		{"oci-plain", false, registrytest.PlainLayer},
+		{"oci-zstd", false, registrytest.ZstdLayer},
+		{"docker-gzip", true, registrytest.Layer},
+		{"docker-plain", true, registrytest.PlainLayer},
+		{"docker-zstd", true, registrytest.ZstdLayer},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			mk := tc.mk
@@ -232,8 +237,11 @@ func TestFetchForeignLayers(t *testing.T) {
 		docker bool
 		mk     func(testing.TB, bool, []byte) v1.Layer
 	}{
-		{oci, false, registrytest.PlainLayer}, {oci + "+gzip", false, registrytest.Layer}, {oci + "+zstd", false, registrytest.ZstdLayer},
-		{docker, true, registrytest.PlainLayer}, {docker + ".gzip", true, registrytest.Layer},
+		{oci, false, registrytest.PlainLayer},
+		{oci + "+gzip", false, registrytest.Layer},
+		{oci + "+zstd", false, registrytest.ZstdLayer},
+		{docker, true, registrytest.PlainLayer},
+		{docker + ".gzip", true, registrytest.Layer},
 	} {
 		t.Run(string(tc.kind), func(t *testing.T) {
 			low, top := tc.mk(t, tc.docker, registrytest.Tar(t, "low", "1")), registrytest.Layer(t, tc.docker, registrytest.Tar(t, "top", "2"))
@@ -445,6 +453,85 @@ func (d dripping) Write(p []byte) (int, error) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	return len(p), nil
+}
+
+// Layers are extracted while they download, and side by side: what has come of two is in
+// their trees before the registry sends the rest of either.
+func TestFetchExtractsWhileItDownloads(t *testing.T) {
+	needRoot(t)
+	reg := registrytest.Start(t)
+	for _, tc := range []struct {
+		name string
+		mk   func(testing.TB, bool, []byte) v1.Layer
+	}{
+		{"plain", registrytest.PlainLayer},
+		{"gzip", registrytest.Layer},
+		{"zstd", registrytest.ZstdLayer},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			var layers []v1.Layer
+			held := map[string]bool{} // blobs whose second half waits
+			for _, name := range []string{"first", "second"} {
+				noise := make([]byte, 4<<20) // which no format makes smaller
+				_, _ = rand.NewChaCha8([32]byte{byte(len(name))}).Read(noise)
+				l := tc.mk(t, false, registrytest.Tar(t, name, "here", name+"-large", string(noise)))
+				layers = append(layers, l)
+				held["/blobs/"+digestOf(t, l)] = true
+			}
+			img := reg.Push(t, "stream:"+tc.name, registrytest.Image(t, registrytest.Spec{Platform: linux, Author: tc.name, Layers: layers}))
+			proxy := reg.Proxy(t, func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+				if _, blob, ok := strings.Cut(q.URL.Path, "/blobs/"); ok && held["/blobs/"+blob] {
+					w = &halfway{ResponseWriter: w, t: t, wait: func() bool { return written(dir, "first") && written(dir, "second") }}
+				}
+				next.ServeHTTP(w, q)
+			})
+			p, _ := newPipeline(t, dir)
+			p.Source = fetch.NewRegistry(fetch.Config{IdleTimeout: time.Minute})
+			_, ref, _ := strings.Cut(img, "/")
+			if _, err := p.Fetch(t.Context(), request(t, proxy.Host+"/"+ref)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// written says whether a file is there in a tree that is being made.
+func written(dir, name string) bool {
+	files, _ := filepath.Glob(filepath.Join(dir, "tmp", "tree-*", "rootfs", name))
+	return len(files) == 1
+}
+
+// halfway sends 2 MiB of what is written, and the rest when wait says so.
+type halfway struct {
+	http.ResponseWriter
+	t    *testing.T
+	wait func() bool
+	sent int
+}
+
+func (h *halfway) Write(p []byte) (int, error) {
+	const half = 2 << 20
+	if before := half - h.sent; before >= 0 && len(p) > before {
+		n, err := h.ResponseWriter.Write(p[:before])
+		h.sent += n
+		if err != nil {
+			return n, err
+		}
+		h.ResponseWriter.(http.Flusher).Flush()
+		for deadline := time.Now().Add(20 * time.Second); !h.wait(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				h.t.Error("what has come of the layers is not in their trees")
+				break
+			}
+		}
+		h.sent++ // past it
+		rest, err := h.ResponseWriter.Write(p[before:])
+		return n + rest, err
+	}
+	n, err := h.ResponseWriter.Write(p)
+	h.sent += n
+	return n, err
 }
 
 // Any number of callers in any number of processes download a layer once, also

@@ -136,8 +136,10 @@ func TestExecAndEnvironment(t *testing.T) {
 			cfg := testContainer()
 			cfg.Command, cfg.Args = c.command, c.args
 			cfg.Envs = []*runtimeapi.KeyValue{
-				{Key: "LANG", Value: []byte("1")}, {Key: "LANG", Value: nil},
-				{Key: "odd name", Value: []byte("2")}, {Key: "HOSTNAME", Value: []byte("h")},
+				{Key: "LANG", Value: []byte("1")},
+				{Key: "LANG", Value: nil},
+				{Key: "odd name", Value: []byte("2")},
+				{Key: "HOSTNAME", Value: []byte("h")},
 			}
 			spec, _, err := toOCI(t, testSandbox(), cfg, testNode(), testPlace())
 			if err != nil {

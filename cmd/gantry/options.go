@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/pod"
 	"github.com/gantry-cri/gantry/stage1"
 	"github.com/gantry-cri/gantry/stage1/cgroup"
+	"github.com/gantry-cri/gantry/stage1/network"
 )
 
 // options are the flags that every command takes. What is given beats the
@@ -33,7 +35,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	o.path(flags, "registry-auth", "`FILE` with credentials, as docker's config.json (default that of docker; none under serve)", func(c *shim.Config, s string) { c.RegistryAuthFile = s })
 	o.path(flags, "cni-conf-dir", "`DIR` with network configurations (default /etc/cni/net.d)", func(c *shim.Config, s string) { c.CNIConfDir = s })
 	o.paths(flags, "read-only-store", "data `DIR` made in advance: images and layers are looked for there first, and nothing is written; may be repeated", &o.readOnly, func(c *shim.Config) { c.ReadOnlyStores = o.readOnly })
-	o.paths(flags, "cni-bin-dir", "`DIR` with CNI plugins; may be repeated (default /opt/cni/bin, /usr/lib/cni)", &o.binDir, func(c *shim.Config) { c.CNIBinDirs = o.binDir })
+	o.paths(flags, "cni-bin-dir", "`DIR` with CNI plugins; may be repeated (default "+strings.Join(network.DefaultBinDirs(), ", ")+")", &o.binDir, func(c *shim.Config) { c.CNIBinDirs = o.binDir })
 	flags.Func("cgroup-driver", "`DRIVER` that makes cgroups, cgroupfs or systemd (default systemd where it is process 1)", func(s string) error {
 		driver := cgroup.Driver(s)
 		if driver != cgroup.Cgroupfs && driver != cgroup.Systemd {

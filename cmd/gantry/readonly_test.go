@@ -36,8 +36,10 @@ var harmless = regexp.MustCompile(`^\d+ +(openat2?\([^)]*O_RDONLY|open\([^)]*O_R
 func (b *baked) try(args ...string) (string, error) {
 	b.t.Helper()
 	trace := filepath.Join(b.t.TempDir(), "trace")
-	flags := []string{"--seccomp-bpf", "-f", "-y", "-qq", "-s", "1000", "-o", trace, "-e", "trace=" + traced, "-e", "signal=none",
-		"gantry", "--dir", filepath.Join(b.dir, "data"), "--run-dir", filepath.Join(b.dir, "run"), "--read-only-store", b.store}
+	flags := []string{
+		"--seccomp-bpf", "-f", "-y", "-qq", "-s", "1000", "-o", trace, "-e", "trace=" + traced, "-e", "signal=none",
+		"gantry", "--dir", filepath.Join(b.dir, "data"), "--run-dir", filepath.Join(b.dir, "run"), "--read-only-store", b.store,
+	}
 	out, err := exec.Command("strace", append(flags, args...)...).CombinedOutput()
 	text, readErr := os.ReadFile(trace)
 	if readErr != nil {
@@ -182,7 +184,7 @@ func sum(t *testing.T, path string) [sha256.Size]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close() // only read
 	h := sha256.New()
 	if _, err := io.Copy(h, f); err != nil {
 		t.Fatal(err)

@@ -83,7 +83,7 @@ func TestBatchThatFails(t *testing.T) {
 func TestBatchOnFailingDisk(t *testing.T) {
 	dir := disktest.Failing(t)
 	var b Batch
-	defer b.Close() //nolint:errcheck // the disk is broken
+	defer b.Close() // the disk is broken
 	for name, size := range map[string]int{"small": 1, "large": 40 << 20} {
 		if err := b.Write(filepath.Join(dir, name), make([]byte, size), 0o600); err != nil {
 			t.Fatal(err)

@@ -24,7 +24,7 @@ const partSize = 128
 type worker struct {
 	*copier
 	ctx    context.Context //nolint:containedctx // the worker lives within one call
-	buf    []byte          // content, where the kernel does not copy by itself
+	buf    []byte          // of content
 	dirent []byte
 	value  []byte // of an extended attribute
 }

@@ -140,34 +140,8 @@ func (w *worker) sparse(dst, src int, size int64) error {
 	}
 }
 
-// copyLimit bounds what one system call copies, so that the end of a context is
-// noticed.
-const copyLimit = 64 << 20
-
-// span copies the bytes from start to end, within the kernel if it can.
+// span copies the bytes from start to end.
 func (w *worker) span(dst, src int, start, end int64) error {
-	in, out := start, start
-	for in < end {
-		if err := context.Cause(w.ctx); err != nil {
-			return err
-		}
-		n, err := unix.CopyFileRange(src, &in, dst, &out, int(min(end-in, copyLimit)), 0)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
-			return w.buffered(dst, src, in, end)
-		case err != nil:
-			return fmt.Errorf("copy: %w", err)
-		case n == 0:
-			return fmt.Errorf("copy: %w", io.ErrUnexpectedEOF)
-		}
-	}
-	return nil
-}
-
-// buffered copies the bytes from start to end between file systems that do not
-// know each other.
-func (w *worker) buffered(dst, src int, start, end int64) error {
 	if w.buf == nil {
 		w.buf = make([]byte, 256<<10)
 	}
@@ -188,6 +162,7 @@ func (w *worker) buffered(dst, src int, start, end int64) error {
 				return fmt.Errorf("write: %w", err)
 			}
 			b, start = b[m:], start+int64(m)
+			w.written(int64(m))
 		}
 	}
 	return nil

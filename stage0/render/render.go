@@ -2,8 +2,8 @@
 // an overlay of the trees shows: the root filesystem of a pod where overlay
 // cannot be had.
 //
-// Files are cloned where the file system shares extents (FICLONE), else copied
-// within the kernel. Content, owners, modes, times to the nanosecond, extended
+// Files are cloned where the file system shares extents (FICLONE), else read and
+// written. Content, owners, modes, times to the nanosecond, extended
 // attributes, hard links, devices and holes are kept. Whiteouts, opaque marks and
 // overlay's other attributes are not: what they say has been done.
 //
@@ -21,7 +21,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,7 +74,7 @@ func (j Job) run(ctx context.Context) error {
 		return err
 	}
 	if j.Survival != durable.PowerCut {
-		if err := j.copyTrees(ctx, fresh); err != nil {
+		if err := j.copyTrees(ctx, fresh, func(int64) {}); err != nil {
 			return err
 		}
 		failpoint.Hit(failpoint.RootfsCopied)
@@ -98,38 +97,18 @@ func (j Job) copySynced(ctx context.Context, fresh string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
-	stop := syncAlong(fresh)
-	err = j.copyTrees(ctx, fresh)
-	stop()
+	back := durable.NewWriteBack(fresh, writebackEvery)
+	err = j.copyTrees(ctx, fresh, back.Add)
+	back.Wait()
 	if err != nil {
 		return err
 	}
 	return disk.Sync()
 }
 
-// syncPeriod is the pause between two syncs while a copy is made.
-const syncPeriod = 300 * time.Millisecond
-
-// syncAlong has the disk write while the CPU still copies, which leaves less to
-// the sync at the end.
-func syncAlong(path string) (stop func()) {
-	end, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-end:
-				return
-			case <-time.After(syncPeriod):
-				_ = durable.SyncFS(path) // what fails is told to the sync at the end too
-			}
-		}
-	}()
-	return func() {
-		close(end)
-		<-ended
-	}
-}
+// writebackEvery is after how many bytes what was copied begins to go to disk: soon, as
+// the disk has more to do for a copy than the processors.
+const writebackEvery = 16 << 20
 
 // copier is what the workers of one copy share.
 type copier struct {
@@ -137,6 +116,7 @@ type copier struct {
 	uncopy  []atomic.Bool // by tree: its files cannot be cloned to the target
 	to      int           // the root of the copy
 	makers  *inode.Maker
+	written func(int64) // told of bytes that are to go to disk
 	keep    func(Found) bool
 	ids     *idmap.Map // nil: owners are kept
 	pending stack
@@ -165,12 +145,12 @@ type entry struct {
 	tree int // the one that it comes from
 }
 
-func (j Job) copyTrees(parent context.Context, to string) (err error) {
+func (j Job) copyTrees(parent context.Context, to string, written func(int64)) (err error) {
 	makers, err := inode.NewMaker(to)
 	if err != nil {
 		return err
 	}
-	c := &copier{uncopy: make([]atomic.Bool, len(j.Roots)), to: -1, makers: makers, keep: j.Keep, ids: j.IDs}
+	c := &copier{uncopy: make([]atomic.Bool, len(j.Roots)), to: -1, makers: makers, written: written, keep: j.Keep, ids: j.IDs}
 	defer func() {
 		for _, fd := range append(c.roots, c.to) {
 			if fd >= 0 {

@@ -59,7 +59,7 @@ func (s *Store) extract(ctx context.Context, l Layer, blob io.Reader) (*Pending,
 func (s *Store) write(p *Pending, limits Limits, stream func(*writer) error) error {
 	w, err := s.newWriter(p.path, limits)
 	if err == nil {
-		w.seen = s.written.add
+		w.seen = s.written.Add
 		s.archives.Add(1)
 		defer s.archives.Add(-1)
 		w.alone = func() bool { return s.archives.Load() == 1 }
@@ -74,7 +74,7 @@ func (s *Store) write(p *Pending, limits Limits, stream func(*writer) error) err
 		err = writeMeta(p.path, p.meta)
 	}
 	if err != nil {
-		s.written.wait()
+		s.written.Wait()
 		return errors.Join(err, p.Discard())
 	}
 	failpoint.Hit(failpoint.TreeDescribed)

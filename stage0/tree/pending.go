@@ -60,7 +60,7 @@ func (s *Store) Commit(ctx context.Context, ps ...*Pending) error {
 		return nil
 	}
 	err := s.sync.run(ctx)
-	s.written.wait()
+	s.written.Wait()
 	if err == nil {
 		err = checkWritten(ps)
 	}

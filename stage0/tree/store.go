@@ -40,15 +40,20 @@ type Store struct {
 	// Limits hold for the extractions that begin after they are set.
 	Limits Limits
 
-	trees    string         // absolute path of trees/
-	tmp      string         // absolute path of tmp/
-	makers   *inode.Maker   // of the files of trees
-	sync     syncer         // shares one syncfs between commits
-	written  writeback      // of extractions
-	archives atomic.Int32   // that are being extracted
-	begun    atomic.Int64   // entries of tmp
-	readOnly []readonly.Dir // looked in first, never written
+	trees    string             // absolute path of trees/
+	tmp      string             // absolute path of tmp/
+	makers   *inode.Maker       // of the files of trees
+	sync     syncer             // shares one syncfs between commits
+	written  *durable.WriteBack // of extractions
+	archives atomic.Int32       // that are being extracted
+	begun    atomic.Int64       // entries of tmp
+	readOnly []readonly.Dir     // looked in first, never written
 }
+
+// writebackEvery is after how many bytes of archives what was made of them begins to
+// go to disk. A commit's sync finds at most so much left and what a slower disk has not
+// taken yet; less would have the disk write the same directories again and again.
+const writebackEvery = 64 << 20
 
 // Open returns the store of the data directory dir and makes its folders when
 // they are missing. They are for root alone: trees hold set-id files and devices.
@@ -66,7 +71,7 @@ func Open(dir string, readOnly ...readonly.Dir) (*Store, error) {
 	if s.makers, err = inode.NewMaker(s.tmp); err != nil {
 		return nil, fmt.Errorf("open tree store: %w", err)
 	}
-	s.sync.path, s.written.path = s.trees, s.trees
+	s.sync.path, s.written = s.trees, durable.NewWriteBack(s.trees, writebackEvery)
 	return s, nil
 }
 

@@ -42,7 +42,7 @@ type writer struct {
 	limits Limits
 	// take writes one entry: what kind of archive it is decides.
 	take func(ctx context.Context, h *tar.Header, content io.Reader) error
-	seen func(n int) // nil, or told of the bytes of the archive as they are read
+	seen func(n int64) // nil, or told of the bytes of the archive as they are read
 	// literal says that names are names: no entry is a whiteout or an opaque mark.
 	literal bool
 	split   *splitter   // nil: no record is written, and files are made without content
@@ -399,14 +399,14 @@ func (w *writer) sealRoot() error {
 type countReader struct {
 	r    *ringReader
 	n    int64
-	seen func(n int) // may be nil
+	seen func(n int64) // may be nil
 }
 
 func (c *countReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	if c.seen != nil {
-		c.seen(n)
+		c.seen(int64(n))
 	}
 	return n, err
 }

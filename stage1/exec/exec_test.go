@@ -239,7 +239,7 @@ func TestExecStream(t *testing.T) {
 		t.Fatalf("%d %q %q, %v", code, out.String(), errs.String(), err)
 	}
 	in, w := io.Pipe() // an input that stays open
-	defer w.Close()    //nolint:errcheck // a test's pipe
+	defer w.Close()    // a test's pipe
 	if code, err := Stream(t.Context(), spec(b, "/bin/sh", "-c", "exit 6"), IO{Stdin: in}); code != 6 || err != nil {
 		t.Fatalf("%d, %v", code, err)
 	}
@@ -286,7 +286,7 @@ func TestExecTerminal(t *testing.T) {
 	s := spec(b, "/bin/sh")
 	s.Process.Terminal = true
 	in, w := io.Pipe() // stays open
-	defer w.Close()    //nolint:errcheck // a test's pipe
+	defer w.Close()    // a test's pipe
 	var out buffer
 	sizes := make(chan specs.Box, 2)
 	sizes <- specs.Box{Height: 24, Width: 80}

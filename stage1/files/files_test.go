@@ -36,8 +36,10 @@ func TestWriteResolvConf(t *testing.T) {
 	}{
 		{name: "nothing asked for", want: string(node)},
 		{name: "empty is an answer", dns: &DNS{}},
-		{name: "all", dns: &DNS{Servers: []string{"10.96.0.10", "fd00::10"}, Searches: []string{"default.svc.cluster.local", "."}, Options: []string{"ndots:5", "edns0"}},
-			want: "search default.svc.cluster.local .\nnameserver 10.96.0.10\nnameserver fd00::10\noptions ndots:5 edns0\n"},
+		{
+			name: "all", dns: &DNS{Servers: []string{"10.96.0.10", "fd00::10"}, Searches: []string{"default.svc.cluster.local", "."}, Options: []string{"ndots:5", "edns0"}},
+			want: "search default.svc.cluster.local .\nnameserver 10.96.0.10\nnameserver fd00::10\noptions ndots:5 edns0\n",
+		},
 		{name: "servers alone", dns: &DNS{Servers: []string{"1.1.1.1"}}, want: "nameserver 1.1.1.1\n"},
 		{name: "line break", dns: &DNS{Servers: []string{"1.1.1.1\nnameserver 6.6.6.6"}}, bad: true},
 		{name: "blank", dns: &DNS{Options: []string{"a b"}}, bad: true},

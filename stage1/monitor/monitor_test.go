@@ -484,7 +484,7 @@ func TestContainerTerminal(t *testing.T) {
 	c.spec.Terminal, c.spec.Stdin = true, true
 	c.run(t)
 	in, w := io.Pipe()
-	defer w.Close() //nolint:errcheck // a test's pipe
+	defer w.Close() // a test's pipe
 	var out buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

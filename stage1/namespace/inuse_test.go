@@ -35,7 +35,7 @@ func TestInUse(t *testing.T) {
 	}
 	want("a process lives in it", true)
 	end.Close()
-	cmd.Wait() //nolint:errcheck // read fails at the end of its input
+	cmd.Wait() // read fails at the end of its input
 	want("the process ended", false)
 	if err := Unpin(dir); err != nil {
 		t.Fatal(err)

@@ -130,7 +130,7 @@ func TestReleaseWhileUsed(t *testing.T) {
 	if err := user.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	user.Wait() //nolint:errcheck // it was killed
+	user.Wait() // it was killed
 	if err := n.release(t, a); err != nil {
 		t.Error(err)
 	}

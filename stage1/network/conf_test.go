@@ -33,24 +33,38 @@ func TestStatus(t *testing.T) {
 		network string
 	}{
 		{name: "no directory", want: "no CNI configuration: directory CONF does not exist"},
-		{name: "nothing of interest", files: map[string]string{"README": "", "a.conflist.bak": plain, "d.conflist/x": ""},
-			want: "no CNI configuration: no *.conflist, *.conf or *.json file in CONF"},
+		{
+			name: "nothing of interest", files: map[string]string{"README": "", "a.conflist.bak": plain, "d.conflist/x": ""},
+			want: "no CNI configuration: no *.conflist, *.conf or *.json file in CONF",
+		},
 		{name: "ready", files: map[string]string{"10-a.conflist": plain}, plugins: []string{"alpha", "beta", "ipam-a"}, network: "plain"},
-		{name: "missing plugins", files: map[string]string{"10-a.conflist": plain}, plugins: []string{"alpha"},
-			want: "CNI configuration CONF/10-a.conflist: plugin ipam-a, beta not found in BIN"},
-		{name: "first wins", files: map[string]string{"20-b.conflist": plain, "10-a.conf": `{"cniVersion":"0.4.0","name":"one","type":"alpha"}`},
-			plugins: []string{"alpha"}, network: "one"},
+		{
+			name: "missing plugins", files: map[string]string{"10-a.conflist": plain}, plugins: []string{"alpha"},
+			want: "CNI configuration CONF/10-a.conflist: plugin ipam-a, beta not found in BIN",
+		},
+		{
+			name: "first wins", files: map[string]string{"20-b.conflist": plain, "10-a.conf": `{"cniVersion":"0.4.0","name":"one","type":"alpha"}`},
+			plugins: []string{"alpha"}, network: "one",
+		},
 		{name: "json", files: map[string]string{"10-a.json": `{"cniVersion":"0.3.1","name":"j","type":"alpha"}`}, plugins: []string{"alpha"}, network: "j"},
-		{name: "a broken first one", files: map[string]string{"10-a.conflist": `{"name":`, "20-b.conflist": plain},
-			want: "CNI configuration CONF/10-a.conflist: error parsing configuration list: unexpected end of JSON input"},
+		{
+			name: "a broken first one", files: map[string]string{"10-a.conflist": `{"name":`, "20-b.conflist": plain},
+			want: "CNI configuration CONF/10-a.conflist: error parsing configuration list: unexpected end of JSON input",
+		},
 		{name: "no type", files: map[string]string{"a.conf": `{"name":"x"}`}, want: "CNI configuration CONF/a.conf: error parsing configuration: missing 'type'"},
 		{name: "no name", files: map[string]string{"a.conf": `{"type":"x"}`}, want: "CNI configuration CONF/a.conf: no name"},
-		{name: "no plugins", files: map[string]string{"a.conflist": `{"cniVersion":"1.0.0","name":"x","plugins":[]}`},
-			want: "CNI configuration CONF/a.conflist: error parsing configuration list: no plugins in list"},
-		{name: "version of the future", files: map[string]string{"a.conflist": `{"cniVersion":"9.0.0","name":"x","plugins":[{"type":"alpha"}]}`},
-			want: `CNI configuration CONF/a.conflist: cniVersion "9.0.0" is not supported, the newest is 1.1.0`},
-		{name: "plugin by path", files: map[string]string{"a.conf": `{"cniVersion":"1.0.0","name":"x","type":"../alpha"}`}, plugins: []string{"alpha"},
-			want: "CNI configuration CONF/a.conf: plugin ../alpha not found in BIN"},
+		{
+			name: "no plugins", files: map[string]string{"a.conflist": `{"cniVersion":"1.0.0","name":"x","plugins":[]}`},
+			want: "CNI configuration CONF/a.conflist: error parsing configuration list: no plugins in list",
+		},
+		{
+			name: "version of the future", files: map[string]string{"a.conflist": `{"cniVersion":"9.0.0","name":"x","plugins":[{"type":"alpha"}]}`},
+			want: `CNI configuration CONF/a.conflist: cniVersion "9.0.0" is not supported, the newest is 1.1.0`,
+		},
+		{
+			name: "plugin by path", files: map[string]string{"a.conf": `{"cniVersion":"1.0.0","name":"x","type":"../alpha"}`}, plugins: []string{"alpha"},
+			want: "CNI configuration CONF/a.conf: plugin ../alpha not found in BIN",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -76,6 +90,19 @@ func TestStatus(t *testing.T) {
 				t.Errorf("got  %v\nwant %s", err, want)
 			}
 		})
+	}
+}
+
+// Where nothing else is said, plugins are where distributions and add-ons put them.
+func TestDefaultDirectories(t *testing.T) {
+	if n := New(Config{}); n.confDir != "/etc/cni/net.d" {
+		t.Errorf("configurations are looked for in %s", n.confDir)
+	}
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "a.conf"), `{"cniVersion":"1.0.0","name":"n","type":"no-such-plugin"}`, 0o644)
+	err := New(Config{ConfDir: dir}).Status()
+	if err == nil || !strings.HasSuffix(err.Error(), "plugin no-such-plugin not found in /usr/lib/cni, /opt/cni/bin") {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -155,8 +182,10 @@ func TestPlan(t *testing.T) {
 		}, caps: map[string]string{"portMappings": `[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"10.0.0.1"}]`}},
 		{name: "protocol", change: func(r *Request) { r.Ports = []Port{{HostPort: 1, ContainerPort: 1, Protocol: "ip"}} }, bad: `protocol "ip"`},
 		{name: "range", change: func(r *Request) { r.Ports = []Port{{HostPort: 70000, ContainerPort: 1}} }, bad: "out of range"},
-		{name: "bandwidth", change: func(r *Request) { r.Annotations = map[string]string{ingressAnnotation: "10M", "x": "y"} },
-			caps: map[string]string{"bandwidth": `{"ingressRate":10000000,"ingressBurst":4294967295}`}},
+		{
+			name: "bandwidth", change: func(r *Request) { r.Annotations = map[string]string{ingressAnnotation: "10M", "x": "y"} },
+			caps: map[string]string{"bandwidth": `{"ingressRate":10000000,"ingressBurst":4294967295}`},
+		},
 		{name: "bandwidth that is none", change: func(r *Request) { r.Annotations = map[string]string{egressAnnotation: "fast"} }, bad: `"fast" is not a quantity`},
 		{name: "dns is nobody's", change: func(r *Request) { r.DNS = &DNS{Servers: []string{"1.1.1.1"}} }},
 		{name: "args", change: func(r *Request) { r.PodName = "a;b" }, bad: "K8S_POD_NAME"},
@@ -207,11 +236,27 @@ func TestRate(t *testing.T) {
 		want uint64
 		bad  bool
 	}{
-		{in: "1000", want: 1000}, {in: "10M", want: 10_000_000}, {in: "1.5Gi", want: 1610612736}, {in: "1k", want: 1000},
-		{in: "1e6", want: 1_000_000}, {in: "1E6", want: 1_000_000}, {in: ".5M", want: 500_000}, {in: "1P", want: 1e15},
-		{in: "1000500m", want: 1001}, {in: "+2k", want: 2000}, {in: "2.k", want: 2000},
-		{in: "999", bad: true}, {in: "1E", bad: true}, {in: "1001T", bad: true}, {in: "-1M", bad: true}, {in: "", bad: true},
-		{in: ".", bad: true}, {in: "1 M", bad: true}, {in: "1K", bad: true}, {in: "NaN", bad: true}, {in: "1e99", bad: true},
+		{in: "1000", want: 1000},
+		{in: "10M", want: 10_000_000},
+		{in: "1.5Gi", want: 1610612736},
+		{in: "1k", want: 1000},
+		{in: "1e6", want: 1_000_000},
+		{in: "1E6", want: 1_000_000},
+		{in: ".5M", want: 500_000},
+		{in: "1P", want: 1e15},
+		{in: "1000500m", want: 1001},
+		{in: "+2k", want: 2000},
+		{in: "2.k", want: 2000},
+		{in: "999", bad: true},
+		{in: "1E", bad: true},
+		{in: "1001T", bad: true},
+		{in: "-1M", bad: true},
+		{in: "", bad: true},
+		{in: ".", bad: true},
+		{in: "1 M", bad: true},
+		{in: "1K", bad: true},
+		{in: "NaN", bad: true},
+		{in: "1e99", bad: true},
 	} {
 		t.Run(tt.in, func(t *testing.T) {
 			got, err := rate(tt.in)

@@ -349,8 +349,10 @@ func zombie(pid int) bool {
 
 func TestPluginSays(t *testing.T) {
 	for _, tt := range []struct{ name, body, add, del string }{
-		{"own error", `echo '{"code":11,"msg":"not now","details":"try again"}'; exit 1`,
-			"plugin scripted: ADD: not now; try again", "plugin scripted: DEL: not now; try again"},
+		{
+			"own error", `echo '{"code":11,"msg":"not now","details":"try again"}'; exit 1`,
+			"plugin scripted: ADD: not now; try again", "plugin scripted: DEL: not now; try again",
+		},
 		{"stderr", `echo boom >&2; exit 3`, `plugin scripted: ADD: exit status 3: "boom"`, `plugin scripted: DEL: exit status 3: "boom"`},
 		{"nothing", `exit 3`, "plugin scripted: ADD: exit status 3", "plugin scripted: DEL: exit status 3"},
 		{"container unknown", `echo '{"code":3,"msg":"who?"}'; exit 1`, "plugin scripted: ADD: who?", ""},

@@ -49,37 +49,47 @@ const hybridReason = "crun refuses a hybrid cgroup hierarchy whose v2 part holds
 // is taken and Reason says why. A runtime that is missing is ErrNotFound, one
 // that cannot work here ErrUnsupported; both say what to install.
 func Choose(ctx context.Context, configured string, h *cgroup.Hierarchy) (Runtime, error) {
+	return choose(ctx, configured, refusal(h), lookup)
+}
+
+// refusal says why crun would refuse the node's cgroups; it is empty where crun works.
+func refusal(h *cgroup.Hierarchy) string {
 	held := h.UnifiedControllers()
-	refused := h.Mode() == cgroup.Hybrid && len(held) > 0
-	why := fmt.Sprintf(hybridReason, strings.Join(held, " "))
+	if h.Mode() != cgroup.Hybrid || len(held) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(hybridReason, strings.Join(held, " "))
+}
+
+func choose(ctx context.Context, configured, refused string, find func(string) (string, error)) (Runtime, error) {
 	if configured != "" {
-		r, err := chooseConfigured(ctx, configured)
-		if err == nil && r.Name == crun && refused {
+		r, err := chooseConfigured(ctx, configured, find)
+		if err == nil && r.Name == crun && refused != "" {
 			err = fmt.Errorf("the configured OCI runtime %q cannot work here: %s: install runc and configure that: %w",
-				configured, why, errdefs.ErrUnsupported)
+				configured, refused, errdefs.ErrUnsupported)
 		}
 		return r, err
 	}
-	crunPath, crunErr := lookup(crun)
-	if crunErr == nil && !refused {
+	crunPath, crunErr := find(crun)
+	if crunErr == nil && refused == "" {
 		return probe(ctx, crunPath, "crun is preferred")
 	}
-	runcPath, runcErr := lookup(runc)
+	runcPath, runcErr := find(runc)
 	switch {
 	case runcErr == nil && crunErr == nil:
-		return probe(ctx, runcPath, why)
+		return probe(ctx, runcPath, refused)
 	case runcErr == nil:
 		return probe(ctx, runcPath, "crun is not installed")
 	case crunErr == nil:
-		return Runtime{}, fmt.Errorf("%s is the only OCI runtime, but %s: install runc: %w", crunPath, why, errdefs.ErrUnsupported)
+		return Runtime{}, fmt.Errorf("%s is the only OCI runtime, but %s: install runc: %w", crunPath, refused, errdefs.ErrUnsupported)
 	default:
 		return Runtime{}, fmt.Errorf("no OCI runtime: neither crun nor runc is in PATH (%s): install one of them: %w",
 			os.Getenv("PATH"), errdefs.ErrNotFound)
 	}
 }
 
-func chooseConfigured(ctx context.Context, configured string) (Runtime, error) {
-	path, err := lookup(configured)
+func chooseConfigured(ctx context.Context, configured string, find func(string) (string, error)) (Runtime, error) {
+	path, err := find(configured)
 	if err != nil {
 		return Runtime{}, fmt.Errorf("the configured OCI runtime %q: %w", configured, err)
 	}

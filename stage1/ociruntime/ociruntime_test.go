@@ -3,6 +3,7 @@ package ociruntime
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -86,6 +87,38 @@ func TestChooseConfigured(t *testing.T) {
 	}
 }
 
+// TestChoose has every set of runtimes on a node that crun works on, and on one that it
+// refuses.
+func TestChoose(t *testing.T) {
+	const no = "crun refuses (here: hugetlb)"
+	for _, tt := range []struct {
+		name, installed, configured, refused string
+		want, reason                         string // the reason, or what the error says
+		err                                  error
+	}{
+		{name: "both", installed: "crun runc", want: "crun", reason: "crun is preferred"},
+		{name: "crun alone", installed: "crun", want: "crun", reason: "crun is preferred"},
+		{name: "runc alone", installed: "runc", want: "runc", reason: "crun is not installed"},
+		{name: "neither", reason: "neither crun nor runc is in PATH", err: errdefs.ErrNotFound},
+		{name: "runc configured", installed: "crun runc", configured: "runc", want: "runc", reason: "it is configured"},
+		{name: "both, crun refuses", installed: "crun runc", refused: no, want: "runc", reason: no},
+		{name: "crun alone, and refuses", installed: "crun", refused: no, reason: no + ": install runc", err: errdefs.ErrUnsupported},
+		{name: "runc alone, crun would refuse", installed: "runc", refused: no, want: "runc", reason: "crun is not installed"},
+		{name: "crun configured, and refuses", installed: "crun runc", configured: "crun", refused: no, reason: no + ": install runc", err: errdefs.ErrUnsupported},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			programs(t, strings.Fields(tt.installed)...)
+			r, err := choose(t.Context(), tt.configured, tt.refused, exec.LookPath)
+			if !errors.Is(err, tt.err) || err != nil && !strings.Contains(err.Error(), tt.reason) {
+				t.Fatalf("error %v, want %v that says %q", err, tt.err, tt.reason)
+			}
+			if err == nil && (r.Name != tt.want || r.Reason != tt.reason) {
+				t.Errorf("%+v, want %s: %s", r, tt.want, tt.reason)
+			}
+		})
+	}
+}
+
 // On a hybrid hierarchy with controllers in its v2 part crun is passed over.
 func TestChooseHybrid(t *testing.T) {
 	h, err := cgroup.Detect()
@@ -95,27 +128,6 @@ func TestChooseHybrid(t *testing.T) {
 	r, err := Choose(t.Context(), "", h)
 	if err != nil || r.Name != "runc" || !strings.Contains(r.Reason, "hybrid") || !strings.Contains(r.Reason, h.UnifiedControllers()[0]) {
 		t.Fatalf("%+v, %v", r, err)
-	}
-	programs(t, "crun")
-	if _, err := lookup("runc"); err == nil {
-		t.Log("runc is found beside PATH: not tried without it")
-		return
-	}
-	_, err = Choose(t.Context(), "", h)
-	if !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), "install runc") {
-		t.Fatal(err)
-	}
-}
-
-func TestChooseConfiguredCrunOnHybrid(t *testing.T) {
-	h, err := cgroup.Detect()
-	if err != nil || h.Mode() != cgroup.Hybrid || len(h.UnifiedControllers()) == 0 {
-		t.Skip("needs a hybrid hierarchy with controllers in v2")
-	}
-	programs(t, "crun")
-	_, err = Choose(t.Context(), "crun", h)
-	if !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), "install runc") {
-		t.Fatal(err)
 	}
 }
 

@@ -22,8 +22,11 @@ const (
 
 func TestSplit(t *testing.T) {
 	for _, tt := range []struct{ name, spec, user, group string }{
-		{"user", "app", "app", ""}, {"both", "1000:staff", "1000", "staff"}, {"group alone", ":5", "", "5"},
-		{"path", "/bin/a:b", "/bin/a:b", ""}, {"empty", "", "", ""},
+		{"user", "app", "app", ""},
+		{"both", "1000:staff", "1000", "staff"},
+		{"group alone", ":5", "", "5"},
+		{"path", "/bin/a:b", "/bin/a:b", ""},
+		{"empty", "", "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if u, g := Split(tt.spec); u != tt.user || g != tt.group {

@@ -150,8 +150,11 @@ func (b *Bundle) spec(args []string, cgroupsPath string) *specs.Spec {
 		Linux: &specs.Linux{
 			CgroupsPath: cgroupsPath,
 			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
-				{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace},
+				{Type: specs.PIDNamespace},
+				{Type: specs.MountNamespace},
+				{Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
+				{Type: specs.NetworkNamespace},
 			},
 			Resources: &specs.LinuxResources{},
 		},
