@@ -2,8 +2,37 @@ package main
 
 import (
 	"io"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 )
+
+// TestCommonFlags holds that every command takes what names its directories, before
+// its name and after it, and after an image too.
+func TestCommonFlags(t *testing.T) {
+	dir := t.TempDir()
+	flags := []string{"--dir", dir + "/d", "--run-dir=" + dir + "/r"}
+	check := func(args ...string) {
+		if code := run(t.Context(), append(args, "--help"), io.Discard, io.Discard); code != 0 {
+			t.Errorf("gantry %q ended with %d", args, code)
+		}
+	}
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+		name := strings.Fields(c.CommandPath())[1:]
+		check(slices.Concat(name, flags)...)
+		check(slices.Concat(flags, name)...)
+	}
+	walk(newRoot())
+	for _, name := range []string{"prepare", "run"} {
+		check(slices.Concat([]string{name, "docker://x"}, flags)...)
+	}
+}
 
 func TestExitCodes(t *testing.T) {
 	dir := t.TempDir()
