@@ -50,6 +50,17 @@ func TestFailingNetworkPlugin(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no cable in the socket") {
 		t.Errorf("run: %v, want the plugin's message", err)
 	}
+	n.wantNoPods(t)
+	if a := n.Network.Addresses(t); len(a) > 0 {
+		t.Errorf("addresses %q", a)
+	}
+	gate.clear(t, "broken")
+	n.run(t, c).output(t, "c", "true")
+}
+
+// wantNoPods checks that nothing of any pod is left.
+func (n *node) wantNoPods(t *testing.T) {
+	t.Helper()
 	if list := n.sandboxes(t); len(list) != 0 {
 		t.Errorf("listed: %v", list)
 	}
@@ -59,11 +70,6 @@ func TestFailingNetworkPlugin(t *testing.T) {
 	if left := must(filepath.Glob(filepath.Join(n.Dir, "pods", "*", "*-*")))(t); len(left) > 0 {
 		t.Errorf("left in the data directory: %q", left)
 	}
-	if a := n.Network.Addresses(t); len(a) > 0 {
-		t.Errorf("addresses %q", a)
-	}
-	gate.clear(t, "broken")
-	n.run(t, c).output(t, "c", "true")
 }
 
 // conditions are those of Status by their type.
@@ -90,9 +96,7 @@ func TestMissingNetworkConfiguration(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), filepath.Join(n.Base, "net.d")) {
 		t.Errorf("run: %v", err)
 	}
-	if list := n.sandboxes(t); len(list) != 0 {
-		t.Errorf("listed: %v", list)
-	}
+	n.wantNoPods(t)
 	c := sandboxConfig(t, "host-network")
 	c.Hostname = ""
 	c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
@@ -110,9 +114,7 @@ func TestMissingRuntime(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("run: %v", err)
 	}
-	if list := n.sandboxes(t); len(list) != 0 {
-		t.Errorf("listed: %v", list)
-	}
+	n.wantNoPods(t)
 }
 
 func TestUnknownHandler(t *testing.T) {
