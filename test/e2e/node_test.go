@@ -232,3 +232,26 @@ func streamed[Q, A any](call func(context.Context, Q, ...grpc.CallOption) (grpc.
 		return err
 	}
 }
+
+// TestCgroupfs runs a daemon that makes cgroups as directories, also on a node that runs
+// systemd and has one hierarchy.
+func TestCgroupfs(t *testing.T) {
+	t.Setenv("GANTRY_CGROUP_DRIVER", "cgroupfs")
+	n := startNode(t, harness.GantryOptions{})
+	if c := must(n.RuntimeConfig(callContext(t, callTimeout), &runtimeapi.RuntimeConfigRequest{}))(t); c.Linux.GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
+		t.Errorf("configuration: %v", c)
+	}
+	b := n.pod(t, "cgroupfs")
+	testResources(t, b)
+	st := n.waitExited(t, b.start(t, "hungry", "exec dd if=/dev/zero of=/dev/null bs=40M count=1", limited(15<<20)))
+	if st.ExitCode != 137 || st.Reason != "OOMKilled" {
+		t.Errorf("out of memory: exit code %d, reason %q", st.ExitCode, st.Reason)
+	}
+	id := b.start(t, "outlives", "exec sleep 1000")
+	if dir := cgroupDir(t, id, "memory"); !strings.HasSuffix(dir, "/"+id) {
+		t.Errorf("its cgroup is %s", dir)
+	}
+	n.Restart(t)
+	n.exec(t, id, "true")
+	n.stop(t, id, 0)
+}
