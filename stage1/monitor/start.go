@@ -97,7 +97,7 @@ func ControlPath(bundle string) string { return filepath.Join(bundle, "ctl") }
 func RuntimeLog(bundle string) string { return filepath.Join(bundle, "runtime.log") }
 
 // Find returns conmon's path: the configured one, or that in PATH. A monitor
-// that is missing is ErrNotFound with what to install.
+// that is missing is ErrUnsupported with what to install.
 func Find(configured string) (string, error) {
 	name := configured
 	if name == "" {
@@ -108,7 +108,7 @@ func Find(configured string) (string, error) {
 		path, err = exec.LookPath("/usr/libexec/podman/conmon") // Fedora's older place
 	}
 	if err != nil {
-		return "", fmt.Errorf("container monitor %q is not there or not executable: install conmon: %w", name, errdefs.ErrNotFound)
+		return "", fmt.Errorf("container monitor %q is not there or not executable: install conmon: %w", name, errdefs.ErrUnsupported)
 	}
 	return filepath.Abs(path)
 }

@@ -46,8 +46,8 @@ const hybridReason = "crun refuses a hybrid cgroup hierarchy whose v2 part holds
 
 // Choose finds the runtime: the configured one, a path or a name in PATH, or
 // without one crun, else runc. Where crun would refuse the node's cgroups, runc
-// is taken and Reason says why. A runtime that is missing is ErrNotFound, one
-// that cannot work here ErrUnsupported; both say what to install.
+// is taken and Reason says why. A runtime that is missing or cannot work here is
+// ErrUnsupported, and the text says what to install.
 func Choose(ctx context.Context, configured string, h *cgroup.Hierarchy) (Runtime, error) {
 	return choose(ctx, configured, refusal(h), lookup)
 }
@@ -84,7 +84,7 @@ func choose(ctx context.Context, configured, refused string, find func(string) (
 		return Runtime{}, fmt.Errorf("%s is the only OCI runtime, but %s: install runc: %w", crunPath, refused, errdefs.ErrUnsupported)
 	default:
 		return Runtime{}, fmt.Errorf("no OCI runtime: neither crun nor runc is in PATH (%s): install one of them: %w",
-			os.Getenv("PATH"), errdefs.ErrNotFound)
+			os.Getenv("PATH"), errdefs.ErrUnsupported)
 	}
 }
 
@@ -108,7 +108,7 @@ func lookup(name string) (string, error) {
 		}
 	}
 	if err != nil {
-		return "", fmt.Errorf("%s is not there or not executable: %w", name, errdefs.ErrNotFound)
+		return "", fmt.Errorf("%s is not there or not executable: %w", name, errdefs.ErrUnsupported)
 	}
 	return filepath.Abs(path)
 }

@@ -78,7 +78,7 @@ func TestChooseConfigured(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	for _, name := range []string{"/no/such/runtime", "nosuchruntime"} {
-		if _, err := Choose(t.Context(), name, h); !errors.Is(err, errdefs.ErrNotFound) || !strings.Contains(err.Error(), name) {
+		if _, err := Choose(t.Context(), name, h); !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -99,7 +99,7 @@ func TestChoose(t *testing.T) {
 		{name: "both", installed: "crun runc", want: "crun", reason: "crun is preferred"},
 		{name: "crun alone", installed: "crun", want: "crun", reason: "crun is preferred"},
 		{name: "runc alone", installed: "runc", want: "runc", reason: "crun is not installed"},
-		{name: "neither", reason: "neither crun nor runc is in PATH", err: errdefs.ErrNotFound},
+		{name: "neither", reason: "neither crun nor runc is in PATH", err: errdefs.ErrUnsupported},
 		{name: "runc configured", installed: "crun runc", configured: "runc", want: "runc", reason: "it is configured"},
 		{name: "both, crun refuses", installed: "crun runc", refused: no, want: "runc", reason: no},
 		{name: "crun alone, and refuses", installed: "crun", refused: no, reason: no + ": install runc", err: errdefs.ErrUnsupported},
