@@ -256,6 +256,11 @@ func (r *Runner) exitOf(d *pod.Dir, p *pod.Pod, app string) (pod.Exit, error) {
 		return exit, err
 	}
 	exit.Code, exit.EndedAt, exit.Message = letter.Code, letter.Time, ""
+	if exit.EndedAt.Before(exit.StartedAt) {
+		// A file's time is of the last tick of the kernel's clock, and an app that ends at
+		// once does so while the runtime's start still returns.
+		exit.EndedAt = exit.StartedAt
+	}
 	switch {
 	case letter.Code == 0:
 		exit.Reason = "Completed"

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -27,6 +28,20 @@ func TestMailbox(t *testing.T) {
 			n.exited(t, id, 255, "Unknown")
 		})
 	}
+	t.Run("dated before the start", func(t *testing.T) {
+		id := b.start(t, "early", forever)
+		p := b.processes(t, id)
+		n.Kill(t)
+		end(t, p.Monitor.PID, p.Init.PID)
+		past := time.Now().Add(-time.Hour)
+		if err := os.Chtimes(n.write(t, id, "5"), past, past); err != nil {
+			t.Fatal(err)
+		}
+		n.Start(t)
+		if st := n.exited(t, id, 5, "Error"); st.FinishedAt < st.StartedAt {
+			t.Errorf("it ended at %d, before its start at %d", st.FinishedAt, st.StartedAt)
+		}
+	})
 	t.Run("twice", func(t *testing.T) {
 		id := b.start(t, "twice", "exit 5")
 		n.exited(t, id, 5, "Error")
@@ -36,16 +51,18 @@ func TestMailbox(t *testing.T) {
 	})
 }
 
-// write puts a letter into a container's mailbox.
-func (n *node) write(t *testing.T, id, letter string) {
+// write puts a letter into a container's mailbox and returns its file.
+func (n *node) write(t *testing.T, id, letter string) string {
 	t.Helper()
 	apps, err := filepath.Glob(filepath.Join(n.RunDir, "pods", uuid(id), "apps", "*"))
 	if err != nil || len(apps) != 1 {
 		t.Fatalf("run directory of %s: %v, err %v", id, apps, err)
 	}
-	if err := os.WriteFile(filepath.Join(apps[0], "exit", id), []byte(letter), 0o600); err != nil {
+	file := filepath.Join(apps[0], "exit", id)
+	if err := os.WriteFile(file, []byte(letter), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return file
 }
 
 // TestReboot takes away what a boot takes: processes, mounts and the run
