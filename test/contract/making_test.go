@@ -77,6 +77,18 @@ func TestStruckInTheMaking(t *testing.T) {
 		v.unmade(t)
 	})
 
+	// Nobody knows a process of theirs but the runtime's.
+	t.Run("create", func(t *testing.T) {
+		t.Run("sandbox", func(t *testing.T) { s.ask(t, "creating", "create").unmade(t) })
+		t.Run("container", func(t *testing.T) {
+			v := &victim{box: s.box, gate: g, id: s.create(t, "creating", forever)}
+			s.startHeld(t, v, "create")
+			within(t, harness.Slowly(stopTime), func() { v.halt(t) })
+			v.ended(t, unborn)
+			v.removed(t)
+		})
+	})
+
 	n.CLI(t, "gc")
 	c.restored()
 	if now := held(t, n.Gantry); !slices.Equal(now, files) {
@@ -90,10 +102,18 @@ func TestStruckInTheMaking(t *testing.T) {
 	}
 }
 
-// making asks for a sandbox whose init is not started, because the runtime stops itself before.
+// making asks for a sandbox whose init is not started.
 func (s *struck) making(t *testing.T, name string) *victim {
 	t.Helper()
-	s.gate.arm(t, "start", "any", syscall.SIGSTOP)
+	v := s.ask(t, name, "start")
+	v.init, v.monitor = s.pidFile(t, v.id, "init.pid"), s.pidFile(t, v.id, "monitor.pid")
+	return v
+}
+
+// ask asks for a sandbox, and returns when the runtime has stopped itself before a command.
+func (s *struck) ask(t *testing.T, name, command string) *victim {
+	t.Helper()
+	s.gate.arm(t, command, "any", syscall.SIGSTOP)
 	config := sandboxConfig(t, name, runtimeapi.NamespaceMode_POD)
 	v := &victim{box: &box{node: s.node, config: config}, gate: s.gate, starting: make(chan error, 1)}
 	ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
@@ -102,10 +122,9 @@ func (s *struck) making(t *testing.T, name string) *victim {
 		_, err := s.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
 		v.starting <- err
 	}()
-	v.runtime = s.gate.struck(t, "start", "any")
+	v.runtime = s.gate.struck(t, command, "any")
 	v.id = s.idOf(t, name)
 	v.box.id = v.id
-	v.init, v.monitor = s.pidFile(t, v.id, "init.pid"), s.pidFile(t, v.id, "monitor.pid")
 	return v
 }
 

@@ -195,7 +195,8 @@ func (s *struck) victim(t *testing.T, state, name string) *victim {
 		v.id = v.box.id
 	case "starting":
 		v.id = s.create(t, name, forever)
-		s.startHeld(t, v)
+		s.startHeld(t, v, "start")
+		v.init, v.monitor = s.pidFile(t, v.id, "init.pid"), s.pidFile(t, v.id, "monitor.pid")
 		s.wantState(t, v.id, "CREATED")
 		return v
 	default:
@@ -218,10 +219,10 @@ func (s *struck) victim(t *testing.T, state, name string) *victim {
 	return v
 }
 
-// startHeld starts a container whose runtime stops itself before its start.
-func (s *struck) startHeld(t *testing.T, v *victim) {
+// startHeld starts a container whose runtime stops itself before a command.
+func (s *struck) startHeld(t *testing.T, v *victim, command string) {
 	t.Helper()
-	s.gate.arm(t, "start", v.id, syscall.SIGSTOP)
+	s.gate.arm(t, command, v.id, syscall.SIGSTOP)
 	v.starting = make(chan error, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
 	go func() {
@@ -229,8 +230,7 @@ func (s *struck) startHeld(t *testing.T, v *victim) {
 		_, err := s.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: v.id})
 		v.starting <- err
 	}()
-	v.runtime = s.gate.struck(t, "start", v.id)
-	v.init, v.monitor = s.pidFile(t, v.id, "init.pid"), s.pidFile(t, v.id, "monitor.pid")
+	v.runtime = s.gate.struck(t, command, v.id)
 }
 
 // pidFile reads a file of a container that has not started.
@@ -356,7 +356,7 @@ func newGate(t *testing.T, real string) *gate {
 	g := &gate{filepath.Join(dir, "gate"), dir}
 	script := `#!/bin/sh
 for id; do :; done
-for command in start delete; do
+for command in create start delete; do
 	for name in $id any; do
 		armed=` + dir + `/$command-$name
 		case " $* " in

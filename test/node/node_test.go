@@ -56,8 +56,8 @@ var (
 		}},
 		// The upgrade of guest has packages, the one left out here builds; a full disk, a
 		// letter and a sandbox in the making are the same everywhere, and so is what waits a
-		// minute for plugins. While the daemon is stopped a command waits 20 s for it, and 30 s are what a start may take:
-		// this machine needs more between.
+		// minute for plugins. While the daemon is stopped a command waits 20 s for it, and
+		// 30 s are what a start may take: this machine needs more between.
 		{"contract", false, []string{suite("contract") + " -test.skip '^TestUpgrade$|^TestFullDisk$|^TestMailbox$|^TestACIKilled$|^TestRepairKilled$|^TestStruckInTheMaking$|^TestStruck$/^daemon$/^STOP$|" +
 			"^TestPluginHangs$/^beside one another$/^(DEL remove|ADD and DEL|ADD of a command)$'"}},
 	}
