@@ -50,18 +50,25 @@ func New(t testing.TB, mkfs string) *Disk {
 // the test ends. It has no journal, which would make it read-only at the first error.
 func Failing(t testing.TB) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	memory := t.TempDir()
-	run(t, "mount", "-t", "tmpfs", "-o", "size=16m", "disk", memory)
-	t.Cleanup(func() { (&Disk{Dir: memory}).unmount(t) })
+	memory := Memory(t, "16m")
 	d := &Disk{image: filepath.Join(memory, "image"), Dir: t.TempDir(), options: "loop"}
 	run(t, "truncate", "-s", "200M", d.image)
 	run(t, "mkfs.ext4", "-q", "-O", "^has_journal", d.image)
 	d.mount(t)
 	t.Cleanup(func() { d.unmount(t) })
 	return d.Dir
+}
+
+// Memory is a file system in memory, of at most so many bytes and any number of files.
+func Memory(t testing.TB, size string) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	run(t, "mount", "-t", "tmpfs", "-o", "nr_inodes=0,size="+size, "disk", dir)
+	t.Cleanup(func() { (&Disk{Dir: dir}).unmount(t) })
+	return dir
 }
 
 // Remount has the file system forget what is in memory only.
