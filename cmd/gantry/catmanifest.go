@@ -3,7 +3,7 @@ package main
 import "github.com/spf13/cobra"
 
 func newCatManifest(o *options) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "cat-manifest UUID",
 		Short: "Print a pod's manifest",
 		Args:  exactly(1, "the UUID of a pod"),
@@ -23,4 +23,6 @@ func newCatManifest(o *options) *cobra.Command {
 			return printJSON(cmd.OutOrStdout(), pm)
 		},
 	}
+	registerJSONFormat(cmd.Flags())
+	return cmd
 }

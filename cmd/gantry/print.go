@@ -27,6 +27,16 @@ func (f *format) register(flags *pflag.FlagSet) {
 	})
 }
 
+// registerJSONFormat adds --format to a command whose data is JSON in any case.
+func registerJSONFormat(flags *pflag.FlagSet) {
+	flags.Func("format", "`FORMAT` of the output: json, which it has without this flag too", func(s string) error {
+		if s != "json" {
+			return fmt.Errorf("want json")
+		}
+		return nil
+	})
+}
+
 // printJSON prints v indented, for people and for jq.
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)

@@ -47,6 +47,7 @@ ids are stand-ins.`,
 			return translateContainer(cmd, &pod, &container, imageConfig)
 		},
 	}
+	registerJSONFormat(cmd.Flags())
 	cmd.Flags().StringVar(&imageConfig, "image-config", "", "OCI image configuration `FILE` (default: an empty image)")
 	cmd.Flags().StringVar(&handler, "handler", "", "runtime `HANDLER` of the pod")
 	return cmd
