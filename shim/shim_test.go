@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -148,6 +150,35 @@ func TestMetricsAreOff(t *testing.T) {
 	// The other parts of the daemon run on.
 	if err := h.serveMetrics(t.Context(), l); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMetricsAreDocumented holds that docs/ names every metric of ours.
+func TestMetricsAreDocumented(t *testing.T) {
+	docs := ""
+	for _, name := range []string{"cri", "registry", "rootfs"} {
+		raw, err := os.ReadFile("../docs/" + name + ".md")
+		if err != nil {
+			t.Fatal(err)
+		}
+		docs += string(raw)
+	}
+	descs := make(chan *prometheus.Desc, 1000)
+	newMetrics("v").registry.Describe(descs)
+	newPodCollector(nil).Describe(descs)
+	close(descs)
+	ours := regexp.MustCompile(`"(gantry_[a-z_]+)"`)
+	n := 0
+	for d := range descs {
+		if m := ours.FindStringSubmatch(d.String()); m != nil {
+			n++
+			if !regexp.MustCompile("`" + m[1] + "[`{]").MatchString(docs) {
+				t.Errorf("docs/ do not tell of %s", m[1])
+			}
+		}
+	}
+	if n < 10 {
+		t.Errorf("%d metrics of ours", n)
 	}
 }
 
