@@ -28,6 +28,23 @@ import (
 // When ctx ends during the grace Stop returns its error and holds nothing, so a
 // second Stop with a shorter grace takes effect.
 func (r *Runner) Stop(ctx context.Context, u manifest.UUID, grace time.Duration) error {
+	return again(func() error { return r.stop(ctx, u, grace) })
+}
+
+// errStarted says that what was to be ended was started by another process between our
+// look at it and the lock.
+var errStarted = fmt.Errorf("it was started meanwhile: %w", errdefs.ErrBusy)
+
+// again ends a pod, and once more if it was started meanwhile: no pod starts twice.
+func again(end func() error) error {
+	err := end()
+	if errors.Is(err, errStarted) {
+		err = end()
+	}
+	return err
+}
+
+func (r *Runner) stop(ctx context.Context, u manifest.UUID, grace time.Duration) error {
 	if inRun, err := r.end(ctx, u, grace); !inRun || err != nil {
 		return err
 	}
@@ -173,8 +190,7 @@ func (r *Runner) recordEnds(ctx context.Context, d *pod.Dir) (inRun bool, err er
 	}
 	for _, a := range p.Record.Apps {
 		if ph := p.AppPhase(a.Name); ph != pod.Ended {
-			// Started between our look and the lock.
-			return true, fmt.Errorf("stop pod %s: app %s is %s: %w", d.UUID(), a.Name, ph, errdefs.ErrBusy)
+			return true, fmt.Errorf("stop pod %s: app %s is %s: %w", d.UUID(), a.Name, ph, errStarted)
 		}
 	}
 	return true, nil
@@ -188,7 +204,11 @@ func (r *Runner) giveBack(ctx context.Context, d *pod.Dir) error {
 // Remove stops a pod at once and deletes it. It is idempotent. When nil is
 // returned the pod is in no list any more; what could not be undone yet keeps its
 // directory in garbage, where every sweep looks.
-func (r *Runner) Remove(ctx context.Context, u manifest.UUID) (err error) {
+func (r *Runner) Remove(ctx context.Context, u manifest.UUID) error {
+	return again(func() error { return r.remove(ctx, u) })
+}
+
+func (r *Runner) remove(ctx context.Context, u manifest.UUID) (err error) {
 	inRun, err := r.end(ctx, u, 0)
 	if err != nil {
 		return err
