@@ -940,6 +940,17 @@ func TestUpdateResourcesIsShown(t *testing.T) {
 	}
 }
 
+func TestUpdatePodSandboxResources(t *testing.T) {
+	r := newRig(t)
+	box := r.sandbox("a")
+	for id, want := range map[string]codes.Code{box: codes.OK, r.container(box, "c"): codes.NotFound, "none": codes.NotFound} {
+		_, err := r.RuntimeServiceClient.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: id})
+		if status.Code(err) != want {
+			t.Errorf("resources of %s: %v, want %v", id, err, want)
+		}
+	}
+}
+
 func TestStats(t *testing.T) {
 	r := newRig(t)
 	box := r.sandbox("a")
