@@ -38,7 +38,7 @@ func TestKilledBetweenCalls(t *testing.T) {
 	n := startNode(t, harness.GantryOptions{})
 	b := n.pod(t, "survivor")
 	flags, mount := flagged(t)
-	chatty := b.start(t, "chatty", "i=0; while [ ! -e /flag/end ]; do echo line $i; i=$((i+1)); sleep .005; done; exit 3", mount)
+	chatty := b.start(t, "chatty", "i=0; while [ ! -e /flag/end ]; do echo line $i; i=$((i+1)); sleep .005; done; echo $i >/flag/said; exit 3", mount)
 	mortal := b.start(t, "mortal", "until [ -e /flag/die ]; do sleep .05; done; exit 42", mount)
 	created := b.create(t, "created", "true")
 	dead := b.start(t, "dead", "exit 9")
@@ -74,7 +74,11 @@ func TestKilledBetweenCalls(t *testing.T) {
 	if st := n.waitExited(t, chatty); st.ExitCode != 3 {
 		t.Errorf("exit code %d", st.ExitCode)
 	}
-	wantLines(t, logLines(t, n.state(t, chatty).LogPath))
+	lines := logLines(t, n.state(t, chatty).LogPath)
+	wantLines(t, lines)
+	if said := string(must(os.ReadFile(filepath.Join(flags, "said")))(t)); fmt.Sprintln(len(lines)) != said {
+		t.Errorf("the log has %d lines of %s", len(lines), said)
+	}
 }
 
 func TestKilledDuringRunPodSandbox(t *testing.T) {
