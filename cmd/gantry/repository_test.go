@@ -49,6 +49,20 @@ func TestRoomsAreDocumented(t *testing.T) {
 	}
 }
 
+// TestPackagesAreDocumented finds every package of the two stages in docs/architecture.md.
+func TestPackagesAreDocumented(t *testing.T) {
+	page := readFile(t, "docs/architecture.md")
+	for folder := range ours(packages(t)) {
+		stage, name, inside := strings.Cut(folder, "/")
+		if !inside || stage != "stage0" && stage != "stage1" || strings.Contains(name, "/") {
+			continue
+		}
+		if !strings.Contains(page, "`"+name+"`") && !strings.Contains(page, "`"+folder+"`") {
+			t.Errorf("docs/architecture.md does not name %s", folder)
+		}
+	}
+}
+
 // TestRoomsAreLinted holds the rules of .golangci.yml to what TestRooms and TestStrangers hold.
 func TestRoomsAreLinted(t *testing.T) {
 	var config struct {
