@@ -27,7 +27,7 @@ var (
 // AppArmor have a part, and one that runs others once more under crun, the node's own choice. The
 // host runs them, ten times faster (docs/reliability.md).
 const sameEverywhere = "^TestPull|^TestKilledDuringPullImage$|^TestImageListAndRemove$|^TestMetrics$|^TestUnimplemented$|" +
-	"^TestACIOverCRI$|^TestOwner$|^TestMissingNetworkConfiguration$|^TestMissingRuntime$|^TestUnknownHandler$|^TestFullDisk$|^TestCrun$|^TestReadme$|^TestNoPauseContainer$|^TestOnDiskIsDocumented$|^TestEndedWhileItStarts$"
+	"^TestACIOverCRI$|^TestOwner$|^TestMissingNetworkConfiguration$|^TestMissingRuntime$|^TestUnknownHandler$|^TestFullDisk$|^TestCrun$|^TestReadme$|^TestNoPauseContainer$|^TestOnDiskIsDocumented$|^TestApart$|^TestEndedWhileItStarts$"
 
 // sameInPods are the kubelet's pods of which the same is true.
 const sameInPods = "^TestKubelet$/^pods$/^(pull always|bad command .*|command line|rotation|log link|port-forward)$"
