@@ -71,7 +71,7 @@ func answers(t *testing.T, s *Server) map[string]error {
 // emptyStream brings an empty request and takes nothing.
 type emptyStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx context.Context //nolint:containedctx // the call's, that a stream answers with
 }
 
 // Context is part of grpc.ServerStream.

@@ -944,7 +944,7 @@ func TestUpdatePodSandboxResources(t *testing.T) {
 	r := newRig(t)
 	box := r.sandbox("a")
 	for id, want := range map[string]codes.Code{box: codes.OK, r.container(box, "c"): codes.NotFound, "none": codes.NotFound} {
-		_, err := r.RuntimeServiceClient.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: id})
+		_, err := r.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: id})
 		if status.Code(err) != want {
 			t.Errorf("resources of %s: %v, want %v", id, err, want)
 		}
