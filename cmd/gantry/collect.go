@@ -17,71 +17,60 @@ import (
 )
 
 // collect marks what is garbage and deletes it. What cannot be deleted now is
-// reported and stays for the next time.
-func (h *house) collect(ctx context.Context, c collection, w output) error {
-	expired, err := h.Pods.ExpirePrepared(pod.OwnerCLI, time.Now().Add(-c.expire))
-	printEach(w.stdout, "pod %s was never run: garbage\n", expired)
-	if err != nil {
-		return err
+// reported and stays for the next time; what was done till then is told as well.
+func (h *house) collect(ctx context.Context, c collection, notes io.Writer) (g garbage, err error) {
+	if g.NeverRun, err = h.Pods.ExpirePrepared(pod.OwnerCLI, time.Now().Add(-c.expire)); err != nil {
+		return g, err
 	}
-	exited, err := h.markExited(ctx, time.Now().Add(-c.grace))
-	printEach(w.stdout, "pod %s has exited: garbage\n", exited)
-	if err != nil || c.markOnly {
-		return err
+	if g.Exited, err = h.markExited(ctx, time.Now().Add(-c.grace)); err != nil || c.markOnly {
+		return g, err
 	}
 	doomed, err := h.PodGarbage(ctx)
 	if err != nil {
-		return err
+		return g, err
 	}
 	errs := []error{h.runner.Sweep(ctx)}
 	swept, err := h.Sweep(ctx)
-	printEach(w.stdout, "pod %s was prepared by half: deleted\n", swept.Pods)
 	spools, spoolsErr := h.SweepSpools(time.Now().Add(-c.grace))
+	g.Half, g.Temporary = swept.Pods, swept.Temporary+spools
 	errs = append(errs, err, spoolsErr, h.Images.Sweep(ctx))
-	trees, err := h.collectTrees(ctx, w.stderr)
-	printTrees(w.stdout, trees, "deleted")
+	g.Layers, err = h.collectTrees(ctx, notes)
 	errs = append(errs, err)
-	pods, err := h.deleted(doomed)
-	printFreed(w.stdout, "freed", swept.Temporary+spools, pods, trees)
-	return errors.Join(append(errs, err)...)
+	g.Pods, err = h.deleted(doomed)
+	g.sum()
+	return g, errors.Join(append(errs, err)...)
 }
 
 // wouldCollect says what collect would do, and does nothing.
-func (h *house) wouldCollect(ctx context.Context, c collection, w output) error {
-	expired, err := h.Pods.Expired(pod.OwnerCLI, time.Now().Add(-c.expire))
-	printEach(w.stdout, "pod %s was never run: would be garbage\n", expired)
-	if err != nil {
-		return err
+func (h *house) wouldCollect(ctx context.Context, c collection, notes io.Writer) (g garbage, err error) {
+	g.DryRun = true
+	if g.NeverRun, err = h.Pods.Expired(pod.OwnerCLI, time.Now().Add(-c.expire)); err != nil {
+		return g, err
 	}
-	exited, err := h.exited(time.Now().Add(-c.grace))
-	printEach(w.stdout, "pod %s has exited: would be garbage\n", exited)
-	if err != nil || c.markOnly {
-		return err
+	if g.Exited, err = h.exited(time.Now().Add(-c.grace)); err != nil || c.markOnly {
+		return g, err
 	}
 	pods, err := h.PodGarbage(ctx)
 	if err != nil {
-		return err
+		return g, err
 	}
-	marked, err := h.PodSizes(ctx, slices.Concat(expired, exited))
+	marked, err := h.PodSizes(ctx, slices.Concat(g.NeverRun, g.Exited))
 	if err != nil {
-		return err
+		return g, err
 	}
-	pods = append(pods, marked...)
-	temporary, err := h.Left(ctx, time.Now().Add(-c.grace))
-	if err != nil {
-		return err
+	g.Pods = append(pods, marked...)
+	if g.Temporary, err = h.Left(ctx, time.Now().Add(-c.grace)); err != nil {
+		return g, err
 	}
 	gone := stage0.Gone{Pods: map[manifest.UUID]bool{}}
-	for _, p := range pods {
+	for _, p := range g.Pods {
 		gone.Pods[manifest.UUID(p.Name)] = true
 	}
-	trees, err := h.UnusedTrees(ctx, gone)
-	if err = laterIfBusy(err, w.stderr); err != nil {
-		return err
+	g.Layers, err = h.UnusedTrees(ctx, gone)
+	if err = laterIfBusy(err, notes); err == nil {
+		g.sum()
 	}
-	printTrees(w.stdout, trees, "would be deleted")
-	printFreed(w.stdout, "would free", temporary, pods, trees)
-	return nil
+	return g, err
 }
 
 // deleted returns those pods that are no longer there.
@@ -112,27 +101,6 @@ func laterIfBusy(err error, notes io.Writer) error {
 		return nil
 	}
 	return err
-}
-
-func printEach[T any](w io.Writer, format string, all []T) {
-	for _, v := range all {
-		fmt.Fprintf(w, format, v)
-	}
-}
-
-func printTrees(w io.Writer, trees []stage0.Freed, done string) {
-	for _, t := range trees {
-		fmt.Fprintf(w, "layer %s is in no image and no pod: %s\n", t.Name, done)
-	}
-}
-
-// printFreed prints the sum of bytes on disk, exactly and for people.
-func printFreed(w io.Writer, verb string, temporary int64, all ...[]stage0.Freed) {
-	sum := temporary
-	for _, f := range all {
-		sum += stage0.BytesOf(f)
-	}
-	fmt.Fprintf(w, "%s %d bytes (%s)\n", verb, sum, size(sum))
 }
 
 // markExited moves pods that ended before a moment to exited-garbage. One that

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ type collection struct {
 
 func newGC(o *options) *cobra.Command {
 	var c collection
+	var f format
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Delete pods of the command line that have ended, and what nothing uses",
@@ -26,11 +28,12 @@ func newGC(o *options) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				w := output{cmd.OutOrStdout(), cmd.ErrOrStderr()}
+				collect := h.collect
 				if c.dryRun {
-					return h.wouldCollect(cmd.Context(), c, w)
+					collect = h.wouldCollect
 				}
-				return h.collect(cmd.Context(), c, w)
+				g, err := collect(cmd.Context(), c, cmd.ErrOrStderr())
+				return errors.Join(g.print(cmd.OutOrStdout(), f), err)
 			})
 		},
 	}
@@ -38,5 +41,6 @@ func newGC(o *options) *cobra.Command {
 	cmd.Flags().DurationVar(&c.expire, "expire-prepared", 24*time.Hour, "keep prepared pods for this `TIME`")
 	cmd.Flags().BoolVar(&c.markOnly, "mark-only", false, "move pods to garbage and delete nothing")
 	cmd.Flags().BoolVar(&c.dryRun, "dry-run", false, "say what would be done, and do nothing")
+	f.register(cmd.Flags())
 	return cmd
 }
