@@ -59,7 +59,7 @@ var (
 		// minute for plugins. While the daemon is stopped a command waits 20 s for it, and
 		// 30 s are what a start may take: this machine needs more between.
 		{"contract", false, []string{suite("contract") + " -test.skip '^TestUpgrade$|^TestFullDisk$|^TestMailbox$|^TestACIKilled$|^TestRepairKilled$|^TestStruckInTheMaking$|^TestStruck$/^daemon$/^STOP$|" +
-			"^TestPluginHangs$/^beside one another$/^(DEL remove|ADD and DEL|ADD of a command)$'"}},
+			"^TestPluginHangs$/^ADD daemon killed$|^TestPluginHangs$/^beside one another$/^(DEL remove|ADD and DEL|ADD of a command)$'"}},
 	}
 )
 
