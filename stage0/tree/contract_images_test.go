@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/stage0/disktest"
 )
 
 // contractImage is one image of the contract test.
@@ -32,6 +34,14 @@ type contractImage struct {
 	// memory has all of it on a file system in memory: it is very many files, which a
 	// disk takes minutes to make and to delete.
 	memory bool
+}
+
+// room has t's directories where there is room for all files of the image.
+func (img contractImage) room(t *testing.T) {
+	t.Helper()
+	if img.memory {
+		t.Setenv("TMPDIR", disktest.Memory(t, "8g"))
+	}
 }
 
 // workers are how many layers are extracted at once, for each order.

@@ -24,12 +24,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/gantry-cri/gantry/stage0/disktest"
 	"github.com/gantry-cri/gantry/stage0/tree"
 )
 
-// filesEnv says how many files the largest image of TestContract has: hack/test has it
-// with 200,000, which take minutes.
+// filesEnv says how many files the largest image of TestContract has.
 const filesEnv = "GANTRY_CONTRACT_FILES"
 
 func contractFiles(t *testing.T) int {
@@ -48,9 +46,7 @@ func TestContract(t *testing.T) {
 	open(t) // skips without root
 	for _, img := range contractImages(t) {
 		t.Run(img.name, func(t *testing.T) {
-			if img.memory {
-				t.Setenv("TMPDIR", disktest.Memory(t, "8g"))
-			}
+			img.room(t)
 			want := newSerial(t)
 			for _, l := range img.layers {
 				want.apply(l)

@@ -20,9 +20,11 @@ import (
 // TestVerifyContract extracts each image of the corpus of nasty ones, and proves every
 // tree, the fix-up trees too.
 func TestVerifyContract(t *testing.T) {
-	s, dir := open(t)
+	open(t) // skips without root
 	for _, img := range contractImages(t) {
 		t.Run(img.name, func(t *testing.T) {
+			img.room(t)
+			s, dir := open(t)
 			commit(t, s, img.layers...)
 			var ids []digest.Digest
 			for i, l := range img.layers {
