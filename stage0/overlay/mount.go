@@ -251,11 +251,18 @@ func options(lower []string, p Plan) string {
 }
 
 // onThread calls f on a thread of its own that is thrown away, with a working directory
-// of its own: that, like a mount namespace, belongs to all threads unless one leaves.
+// of its own: that, like a mount namespace, belongs to all threads unless one leaves. The
+// process's first thread cannot end, and /proc/self speaks for it, so it is never the one.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			// Held by us, the first thread cannot be given to the next goroutine.
+			defer runtime.UnlockOSThread()
+			done <- onThread(f)
+			return
+		}
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			done <- os.NewSyscallError("unshare", err)
 			return
