@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/durable"
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/idmap"
+	"github.com/gantry-cri/gantry/stage0/thread"
 	"github.com/gantry-cri/gantry/stage0/tree"
 )
 
@@ -251,27 +251,15 @@ func options(lower []string, p Plan) string {
 }
 
 // onThread calls f on a thread of its own that is thrown away, with a working directory
-// of its own: that, like a mount namespace, belongs to all threads unless one leaves. The
-// process's first thread cannot end, and /proc/self speaks for it, so it is never the one.
+// of its own: that, like a mount namespace, belongs to all threads unless one leaves.
 func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
-		if unix.Gettid() == unix.Getpid() {
-			// Held by us, the first thread cannot be given to the next goroutine.
-			defer runtime.UnlockOSThread()
-			done <- onThread(f)
-			return
-		}
+	return thread.ThrownAway(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- os.NewSyscallError("unshare", err)
-			return
+			return os.NewSyscallError("unshare", err)
 		}
-		err := f()
-		_ = unix.Chdir("/") // the thread, which ends a moment later, is to keep nothing busy
-		done <- err
-	}()
-	return <-done
+		defer unix.Chdir("/") //nolint:errcheck // the thread, which ends a moment later, is to keep nothing busy
+		return f()
+	})
 }
 
 // Unmount ends the mount on target. What is not mounted, or not there, is no

@@ -20,6 +20,7 @@ import (
 	"github.com/gantry-cri/gantry/stage0/errdefs"
 	"github.com/gantry-cri/gantry/stage0/failpoint"
 	"github.com/gantry-cri/gantry/stage0/idmap"
+	"github.com/gantry-cri/gantry/stage0/thread"
 )
 
 // Kind is a kind of namespace, spelt as in /proc/PID/ns. It is the name of the pin too.
@@ -99,7 +100,7 @@ func Make(s Spec) error {
 	if s.Users != nil {
 		build = func() error { return buildInside(s, plan) }
 	}
-	if err := thrownAway(build); err != nil {
+	if err := thread.ThrownAway(build); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
 	return nil

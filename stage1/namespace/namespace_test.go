@@ -430,19 +430,6 @@ func TestDoGone(t *testing.T) {
 	}
 }
 
-func TestThrownAwayKeepsFirstThread(t *testing.T) {
-	for range 200 {
-		if err := thrownAway(func() error {
-			if unix.Gettid() == unix.Getpid() {
-				return errors.New("on the first thread")
-			}
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 func TestInterfaceStats(t *testing.T) {
 	dir := pins(t)
 	if err := Make(Spec{Dir: dir, Net: true}); err != nil {

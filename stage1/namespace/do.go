@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/stage0/errdefs"
+	"github.com/gantry-cri/gantry/stage0/thread"
 )
 
 // Do calls fn on a thread that is in the network namespace at the path, and
@@ -27,7 +27,7 @@ func Do(netns string, fn func() error) error {
 		return fmt.Errorf("network namespace %s: %w", netns, err)
 	}
 	defer f.Close() //nolint:errcheck // opened for reading
-	return thrownAway(func() error {
+	return thread.ThrownAway(func() error {
 		err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
 		if errors.Is(err, unix.EINVAL) {
 			// A pin's file without its mount, as after an Unpin that was cut short.
@@ -38,22 +38,4 @@ func Do(netns string, fn func() error) error {
 		}
 		return fn()
 	})
-}
-
-// thrownAway calls fn on a thread of its own that ends with it: a goroutine that
-// ends while it is locked takes its thread along. The process's first thread
-// cannot end, and /proc/PID/ns speaks for it, so it is never the one.
-func thrownAway(fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// Held by us, the first thread cannot be given to the next goroutine.
-			defer runtime.UnlockOSThread()
-			done <- thrownAway(fn)
-			return
-		}
-		done <- fn()
-	}()
-	return <-done
 }
