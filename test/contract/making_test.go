@@ -3,7 +3,6 @@ package contract
 import (
 	"context"
 	"fmt"
-	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -33,72 +32,56 @@ func (m making) name() string { return fmt.Sprint(m.program, "-", int(m.sig)) }
 // TestStruckInTheMaking does what TestStruck does, to sandboxes that are not ready yet: the
 // init of the shared PID namespace is about to be started.
 func TestStruckInTheMaking(t *testing.T) {
-	g := newGate(t, ociRuntime(t))
-	n := newNode(t, config(t, "runtime: "+g.program)...)
-	s := &struck{n.sandbox(t, "stays"), g}
-	bystander := s.start(t, "bystander", forever)
-	was := n.processes(t, bystander)
-	c := &caller{node: n, t: t, scope: harness.LeakScope{Dirs: []string{n.Base}, Bridge: n.Network.Bridge}}
-	before, files := c.snapshot(), held(t, n.Gantry)
-	c.before = &before
+	besideBystander(t, func(s *struck) {
+		t.Run("beside the daemon", s.besideMaking)
+		t.Run("daemon/STOP", func(t *testing.T) {
+			v := s.making(t, "stopped")
+			send(t, s.PID(), syscall.SIGSTOP)
+			within(t, harness.Slowly(stopTime+5*time.Second), func() {
+				if out, err := s.Command(t, "stop", "--force", v.id).CombinedOutput(); err == nil {
+					t.Errorf("gantry stop says of what the daemon starts that it has ended: %s", out)
+				}
+			})
+			send(t, s.PID(), syscall.SIGCONT)
+			send(t, v.runtime, syscall.SIGCONT)
+			v.started(t)
+			v.unmade(t)
+		})
+		t.Run("daemon/KILL", func(t *testing.T) {
+			v := s.making(t, "killed")
+			s.Restart(t)
+			end(t, v.runtime) // it would go on for nobody
+			v.unmade(t)
+		})
 
+		// Nobody knows a process of theirs but the runtime's.
+		t.Run("create", func(t *testing.T) {
+			t.Run("sandbox", func(t *testing.T) { s.ask(t, "creating", "create").unmade(t) })
+			t.Run("container", func(t *testing.T) {
+				v := &victim{box: s.box, gate: s.gate, id: s.create(t, "creating", forever)}
+				s.startHeld(t, v, "create")
+				within(t, harness.Slowly(stopTime), func() { v.halt(t) })
+				v.ended(t, unborn)
+				v.removed(t)
+			})
+		})
+	})
+}
+
+// besideMaking strikes other programs than the daemon.
+func (s *struck) besideMaking(t *testing.T) {
 	victims := map[string]*victim{}
 	for i := 0; i < len(inTheMaking); i += stride(t) {
 		victims[inTheMaking[i].name()] = s.making(t, inTheMaking[i].name())
 	}
-	t.Run("beside the daemon", func(t *testing.T) {
-		for _, st := range inTheMaking {
-			if v := victims[st.name()]; v != nil {
-				t.Run(st.name(), func(t *testing.T) {
-					t.Parallel()
-					v.strike(t, st.program, st.sig)
-					v.unmade(t)
-				})
-			}
+	for _, st := range inTheMaking {
+		if v := victims[st.name()]; v != nil {
+			t.Run(st.name(), func(t *testing.T) {
+				t.Parallel()
+				v.strike(t, st.program, st.sig)
+				v.unmade(t)
+			})
 		}
-	})
-	t.Run("daemon/STOP", func(t *testing.T) {
-		v := s.making(t, "stopped")
-		send(t, s.PID(), syscall.SIGSTOP)
-		within(t, harness.Slowly(stopTime+5*time.Second), func() {
-			if out, err := s.Command(t, "stop", "--force", v.id).CombinedOutput(); err == nil {
-				t.Errorf("gantry stop says of what the daemon starts that it has ended: %s", out)
-			}
-		})
-		send(t, s.PID(), syscall.SIGCONT)
-		send(t, v.runtime, syscall.SIGCONT)
-		v.started(t)
-		v.unmade(t)
-	})
-	t.Run("daemon/KILL", func(t *testing.T) {
-		v := s.making(t, "killed")
-		s.Restart(t)
-		end(t, v.runtime) // it would go on for nobody
-		v.unmade(t)
-	})
-
-	// Nobody knows a process of theirs but the runtime's.
-	t.Run("create", func(t *testing.T) {
-		t.Run("sandbox", func(t *testing.T) { s.ask(t, "creating", "create").unmade(t) })
-		t.Run("container", func(t *testing.T) {
-			v := &victim{box: s.box, gate: g, id: s.create(t, "creating", forever)}
-			s.startHeld(t, v, "create")
-			within(t, harness.Slowly(stopTime), func() { v.halt(t) })
-			v.ended(t, unborn)
-			v.removed(t)
-		})
-	})
-
-	n.CLI(t, "gc")
-	c.restored()
-	if now := held(t, n.Gantry); !slices.Equal(now, files) {
-		t.Errorf("the directories hold %v, and held %v", now, files)
-	}
-	if found, content := n.doctor(t); len(found) > 0 || !content {
-		t.Errorf("the doctor finds %v", found)
-	}
-	if is := n.processes(t, bystander); is != was {
-		t.Errorf("the bystander was %v and is %v", was, is)
 	}
 }
 

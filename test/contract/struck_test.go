@@ -54,8 +54,26 @@ var strikes = []struct{ state, program, stopped, killed string }{
 const stopTime = 20 * time.Second
 
 // TestStruck strikes each program in each state. Whatever it was, the pod is stopped in
-// time, says how it ended, and leaves nothing; and a bystander is not touched.
+// time and says how it ended.
 func TestStruck(t *testing.T) {
+	besideBystander(t, func(s *struck) {
+		t.Run("beside the daemon", func(t *testing.T) {
+			for i := 0; i < len(strikes); i += stride(t) {
+				if st := strikes[i]; st.program != "daemon" {
+					t.Run(st.state+"/"+st.program+"/STOP", func(t *testing.T) { s.beside(t, st.state, st.program, syscall.SIGSTOP, st.stopped) })
+					t.Run(st.state+"/"+st.program+"/KILL", func(t *testing.T) { s.beside(t, st.state, st.program, syscall.SIGKILL, st.killed) })
+				}
+			}
+		})
+		t.Run("daemon/STOP", s.daemonStopped)
+		t.Run("daemon/KILL", s.daemonKilled)
+	})
+}
+
+// besideBystander has pods struck beside a container, and holds that they leave nothing
+// and that it is not touched.
+func besideBystander(t *testing.T, strike func(s *struck)) {
+	t.Helper()
 	g := newGate(t, ociRuntime(t))
 	n := newNode(t, config(t, "runtime: "+g.program)...)
 	s := &struck{n.sandbox(t, "stays"), g}
@@ -65,16 +83,7 @@ func TestStruck(t *testing.T) {
 	before, files := c.snapshot(), held(t, n.Gantry)
 	c.before = &before
 
-	t.Run("beside the daemon", func(t *testing.T) {
-		for i := 0; i < len(strikes); i += stride(t) {
-			if st := strikes[i]; st.program != "daemon" {
-				t.Run(st.state+"/"+st.program+"/STOP", func(t *testing.T) { s.beside(t, st.state, st.program, syscall.SIGSTOP, st.stopped) })
-				t.Run(st.state+"/"+st.program+"/KILL", func(t *testing.T) { s.beside(t, st.state, st.program, syscall.SIGKILL, st.killed) })
-			}
-		}
-	})
-	t.Run("daemon/STOP", s.daemonStopped)
-	t.Run("daemon/KILL", s.daemonKilled)
+	strike(s)
 
 	n.CLI(t, "gc")
 	c.restored()
